@@ -1,0 +1,54 @@
+# Two commands: `make run` shows the whole idea on a real model, `make test` runs every check.
+# Each does all of its own set-up in .venv and may be repeated at will.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+WORKERS ?= 2
+
+export OPENBLAS_NUM_THREADS ?= 2
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: run test lint slow wheel clean
+.DELETE_ON_ERROR:
+
+run: $(VENV)/.run-ready
+	@$(BIN)/python examples/tour.py
+
+test: lint
+	@$(BIN)/ferrum-ref pull smollm2-135m
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m "not slow"
+
+lint: $(VENV)/.test-ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_clauses.py
+
+slow: $(VENV)/.test-ready
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m slow
+
+wheel: $(VENV)/.test-ready
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "ferrum-ref needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	@echo "Set-up: a private Python environment in $(VENV) (the first time takes a minute or two)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet -c constraints.txt pip hatchling editables
+	@touch $@
+
+$(VENV)/.run-ready: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "Set-up: installing numpy, tokenizers, torch (CPU) and simpy at pinned versions"
+	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[all]'
+	@touch $@
+
+$(VENV)/.test-ready: $(VENV)/.run-ready
+	@echo "Set-up: installing the checkers at pinned versions"
+	@$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[all,test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
