@@ -1,9 +1,11 @@
 """Finds compute backends by name, and says why one cannot be used.
 
-A backend is a factory `make_backend(device: str = "cpu") -> ComputeBackend`, found in one of two ways: an installed distribution
-names it in the entry point group `ferrum_ref.backends`, or the caller spells it out as "package.module:factory". Names are read
-from installed metadata; a backend's code is imported when that backend is loaded or its availability is asked for, never before.
-Nothing is remembered between calls.  Clauses: BK-PLUGIN-1..7 (specs/plugins.md).
+A backend is a factory `make_backend(device: str = "cpu") -> ComputeBackend`, found in one of two ways: an installed
+distribution names it in the entry point group `ferrum_ref.backends`, or the caller spells it out as
+"package.module:factory". Names are read from installed metadata; a backend's code is imported when that backend is
+loaded or its availability is asked for, never before. Nothing is remembered between calls.
+
+Clauses: BK-PLUGIN-1..7 (specs/plugins.md).
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ ENTRY_POINT_GROUP = "ferrum_ref.backends"
 class BackendInfo:
     """What is known about one backend.  [BK-PLUGIN-4]
 
-    target is "package.module:factory"; reason is why it is unavailable, "" when it is available; version and devices are what
-    the backend itself reports, "" and () when it is unavailable.
+    target is "package.module:factory"; reason is why it is unavailable, "" when it is available; version and devices
+    are what the backend itself reports, "" and () when it is unavailable.
     """
 
     name: str
@@ -45,8 +47,8 @@ class BackendInfo:
 def backend_targets(points: Iterable[EntryPoint] | None = None) -> dict[str, tuple[str, ...]]:
     """Registered names in alphabetical order, each with its "package.module:factory"; imports nothing.  [BK-PLUGIN-1]
 
-    A name that two distributions point at different factories keeps both. points (for tests) stands in for the installed
-    metadata. Pure.
+    A name that two distributions point at different factories keeps both. points (for tests) stands in for the
+    installed metadata. Pure.
     """
     found: dict[str, set[str]] = {}
     for point in entry_points(group=ENTRY_POINT_GROUP) if points is None else points:
@@ -55,7 +57,7 @@ def backend_targets(points: Iterable[EntryPoint] | None = None) -> dict[str, tup
 
 
 def available_backends(points: Iterable[EntryPoint] | None = None) -> dict[str, BackendInfo]:
-    """Every registered backend, tried on its default device; one that fails is listed with its reason.  [BK-PLUGIN-4, 5]
+    """Every registered backend, tried on its default device; one that fails has its reason.  [BK-PLUGIN-4..5]
 
     Imports each backend's code. Pure otherwise; raises nothing for a backend's failure.
     """
@@ -64,11 +66,12 @@ def available_backends(points: Iterable[EntryPoint] | None = None) -> dict[str, 
 
 
 def load_backend(name: str, device: str = "cpu", *, points: Iterable[EntryPoint] | None = None) -> ComputeBackend:
-    """The backend registered as `name`, or made by the factory "package.module:factory", on `device`.  [BK-PLUGIN-2, 3, 6, 7]
+    """The backend registered as `name`, or made by "package.module:factory", on `device`.  [BK-PLUGIN-2..3, 6..7]
 
-    Raises NotFoundError for an unknown name (the known ones are listed), module or factory; InvalidParameterError for a target that
-    is not "package.module:factory"; AlreadyExistsError for a name with two factories; UnsupportedError, with the remedy, when
-    something it needs is not installed; BackendError when the factory fails or returns something else than a ComputeBackend.
+    Raises NotFoundError for an unknown name (the known ones are listed), module or factory; InvalidParameterError for a
+    target that is not "package.module:factory"; AlreadyExistsError for a name with two factories; UnsupportedError,
+    with the remedy, when something it needs is not installed; BackendError when the factory fails or returns something
+    else than a ComputeBackend.
     """
     return _make(name, name if ":" in name else _target_of(name, backend_targets(points)), device)
 
@@ -81,8 +84,8 @@ def _target_of(name: str, targets: Mapping[str, tuple[str, ...]]) -> str:
         )
     if len(targets[name]) > 1:
         raise AlreadyExistsError(
-            f"load_backend: name: {name!r} is registered by several packages ({', '.join(targets[name])}), expected one; "
-            "uninstall all but one, or give the factory as 'package.module:factory'"
+            f"load_backend: name: {name!r} is registered by several packages ({', '.join(targets[name])}), "
+            "expected one; uninstall all but one, or give the factory as 'package.module:factory'"
         )
     return targets[name][0]
 
@@ -99,7 +102,8 @@ def _make(name: str, target: str, device: str) -> ComputeBackend:
     except ImportError as error:
         missing = f" ({error.name} is missing)" if error.name else ""
         raise UnsupportedError(
-            f"load_backend: backend {name!r} ({target}) is unavailable{missing}: {error}; install what it needs and try again"
+            f"load_backend: backend {name!r} ({target}) is unavailable{missing}: {error}; "
+            "install what it needs and try again"
         ) from error
     except Exception as error:
         raise BackendError(
@@ -108,7 +112,8 @@ def _make(name: str, target: str, device: str) -> ComputeBackend:
         ) from error
     if not isinstance(made, ComputeBackend):
         raise BackendError(
-            f"load_backend: backend {name!r} ({target}): the factory returned {type(made).__name__}, expected a ComputeBackend"
+            f"load_backend: backend {name!r} ({target}): the factory returned {type(made).__name__}, "
+            "expected a ComputeBackend"
         )
     return made
 
@@ -127,7 +132,8 @@ def _resolve(name: str, module_name: str, attribute: str):  # type: ignore[no-un
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise NotFoundError(
-                f"load_backend: backend {name!r}: got factory {attribute!r}, expected a callable in {module_name!r}; correct the name"
+                f"load_backend: backend {name!r}: got factory {attribute!r}, expected a callable in {module_name!r}; "
+                "correct the name"
             )
         found = getattr(found, part)
     if not callable(found):

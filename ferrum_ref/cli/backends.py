@@ -19,14 +19,14 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "backends",
         help="list the installed backends",
-        description="List every installed compute backend: its version and devices, or the reason why it cannot be used here.",
+        description="List every installed compute backend: its version and devices, or why it cannot be used here.",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list instead of a table")
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the list; 0 even when some backend is unavailable, since that is an answer and not a failure.  [BK-PLUGIN-8]"""
+    """Print the list; 0 also when a backend is unavailable: that is an answer, not a failure.  [BK-PLUGIN-8]"""
     from ferrum_ref.plugins import available_backends
 
     infos = available_backends().values()
@@ -39,7 +39,8 @@ def table(infos: Iterable[BackendInfo]) -> list[str]:
     infos = list(infos)
     if not infos:
         return ["no backend is registered; reinstall ferrum-ref"]
-    rows = [HEADER, *((i.name, "yes" if i.available else "no", i.version or "-", ", ".join(i.devices) or "-") for i in infos)]
+    rows = [HEADER]
+    rows += [(i.name, "yes" if i.available else "no", i.version or "-", ", ".join(i.devices) or "-") for i in infos]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     for position, info in reversed(list(enumerate(infos, start=2))):

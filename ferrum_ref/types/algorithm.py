@@ -32,11 +32,13 @@ class Algorithm:
     truncates             sums are cut instead of rounded (some tensor cores): doubles the unit
     inexact_products      products of stored values are rounded before they are added (no wide fused multiply-add): one
                           more unit a term; 16-bit inputs in a float32 unit have exact products whatever is said here
-    key_block             attention: keys are taken this many at a time with a running maximum (online softmax, split-KV);
+    key_block             attention: keys are taken this many at a time with a running maximum (online, split-KV);
                           each block rescales what came before; None: the maximum is known before the first exponential
     rounds_probabilities  attention: probabilities are rounded to the storage type before they meet V
     rounds_scores         attention: scores q.k are rounded to the storage type before the softmax
+    exponent_roundings    roundings of an exponent after the score: 1 for exp(s - max), 3 for exp2((s - max) log2(e))
     rounds_residual       rms_norm_residual: the norm reads the sum after it was rounded to the storage type
+    flushes_subnormals    results below the accumulator's and the storage's normal range become zero
     extra_roundings       roundings of intermediates to the storage type, besides the final store and those named above
     *_ulp                 largest error claimed for that function, in units in the last place of the accumulator
                           (0.5: correctly rounded)
@@ -53,7 +55,9 @@ class Algorithm:
     key_block: int | None = None
     rounds_probabilities: bool = False
     rounds_scores: bool = False
+    exponent_roundings: int = 1
     rounds_residual: bool = False
+    flushes_subnormals: bool = False
     extra_roundings: int = 0
     exp_ulp: float = 3.0
     rsqrt_ulp: float = 2.0
@@ -71,8 +75,9 @@ class Algorithm:
             self._refuse("reduction_depth", self.reduction_depth, "a count >= 0 with reduction='tree', None otherwise")
         if self.key_block is not None and self.key_block < 1:
             self._refuse("key_block", self.key_block, "None or a count of keys >= 1")
-        if self.extra_roundings < 0:
-            self._refuse("extra_roundings", self.extra_roundings, "a count >= 0")
+        for name in ("extra_roundings", "exponent_roundings"):
+            if getattr(self, name) < 0:
+                self._refuse(name, getattr(self, name), "a count >= 0")
         for name in ("exp_ulp", "rsqrt_ulp", "erf_ulp", "tanh_ulp", "div_ulp", "sqrt_ulp"):
             if not getattr(self, name) >= 0.0:
                 self._refuse(name, getattr(self, name), "a number of ulps >= 0")

@@ -1,1 +1,1 @@
-
+"""Cost models: how long a step takes on hardware that need not be there."""

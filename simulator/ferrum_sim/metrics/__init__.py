@@ -1,1 +1,1 @@
-
+"""What a run was like: records, figures, confidence intervals, comparisons."""

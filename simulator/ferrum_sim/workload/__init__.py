@@ -1,1 +1,1 @@
-
+"""Workloads: arrival processes, length distributions, recorded traces."""

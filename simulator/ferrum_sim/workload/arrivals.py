@@ -1,9 +1,9 @@
 """Arrival processes: independent gaps with a stated law. Nothing is clipped, so the rate is the rate asked for.
 
-    constant:RATE        gap = 1/RATE
-    poisson:RATE         gap ~ Exponential, mean 1/RATE
-    gamma:RATE,CV        gap ~ Gamma, mean 1/RATE, coefficient of variation CV (CV > 1: bursts; CV = 1: Poisson)
-    weibull:RATE,SHAPE   gap ~ Weibull, mean 1/RATE, shape SHAPE (SHAPE < 1: bursts; SHAPE = 1: Poisson)
+constant:RATE        gap = 1/RATE
+poisson:RATE         gap ~ Exponential, mean 1/RATE
+gamma:RATE,CV        gap ~ Gamma, mean 1/RATE, coefficient of variation CV (CV > 1: bursts; CV = 1: Poisson)
+weibull:RATE,SHAPE   gap ~ Weibull, mean 1/RATE, shape SHAPE (SHAPE < 1: bursts; SHAPE = 1: Poisson)
 """
 
 from __future__ import annotations

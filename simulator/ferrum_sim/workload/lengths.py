@@ -1,9 +1,9 @@
 """Length distributions for prompts and outputs; every length is an integer >= 1.
 
-    fixed:N                        N
-    uniform:LOW,HIGH               every integer of LOW..HIGH equally likely
-    lognormal:MEDIAN,SIGMA[,MAX]   round(exp(N(ln MEDIAN, SIGMA))), at least 1, at most MAX
-    empirical:TRACE                drawn, with replacement, from the lengths in a trace file
+fixed:N                        N
+uniform:LOW,HIGH               every integer of LOW..HIGH equally likely
+lognormal:MEDIAN,SIGMA[,MAX]   round(exp(N(ln MEDIAN, SIGMA))), at least 1, at most MAX
+empirical:TRACE                drawn, with replacement, from the lengths in a trace file
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -23,9 +25,9 @@ class SimRequest:
     prompt_runs: tuple[tuple[int, int], ...]
     priority: str = "normal"
 
-    def prompt_token_ids(self) -> list[int]:
-        """The ids of the prompt, `num_prompt_tokens` of them. Pure.  [SI-WORKLOAD-2]"""
-        ids: list[int] = []
+    def prompt_token_ids(self) -> array[int]:
+        """The ids of the prompt, `num_prompt_tokens` of them, int64. Pure.  [SI-WORKLOAD-2]"""
+        ids = array("q")
         for first_id, num_tokens in self.prompt_runs:
             ids.extend(range(first_id, first_id + num_tokens))
         return ids
@@ -78,14 +80,21 @@ class Workload:
         return replace(self, requests=self.requests[:num_requests])
 
 
+NUM_TOKEN_IDS = 2**32
+
+
+def fresh_run(next_id: int, num_tokens: int) -> tuple[int, int]:
+    """(first id, num_tokens) for a prompt that shares nothing: from `next_id`, or from 0 where the ids would run out
+    (after four billion tokens, long after the cache has forgotten the first). Pure."""
+    return (next_id if next_id + num_tokens <= NUM_TOKEN_IDS else 0, num_tokens)
+
+
 def order_by_arrival(requests: Sequence[SimRequest]) -> tuple[tuple[SimRequest, ...], int]:
     """Requests sorted by arrival time and renumbered, and how many stood before an earlier one. Pure.  [SI-TRACE-4]
 
     The sort is stable: requests with equal times keep the order of the source.
     """
-    num_out_of_order = sum(
-        later.arrival_s < earlier.arrival_s for earlier, later in zip(requests, requests[1:], strict=False)
-    )
+    num_out_of_order = sum(later.arrival_s < earlier.arrival_s for earlier, later in itertools.pairwise(requests))
     if num_out_of_order:
         requests = sorted(requests, key=lambda request: request.arrival_s)
     ordered = tuple(

@@ -9,7 +9,7 @@ import numpy as np
 from ferrum_ref.errors import InvalidParameterError
 from ferrum_sim.workload.arrivals import ArrivalProcess
 from ferrum_sim.workload.lengths import LengthDistribution
-from ferrum_sim.workload.request import SimRequest, Workload
+from ferrum_sim.workload.request import SimRequest, Workload, fresh_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,9 @@ def generate(spec: SyntheticSpec, seed: int) -> Workload:
     next_id = spec.num_shared_prefixes * prefix_tokens
     requests = []
     for index in range(spec.num_requests):
-        own = int(own_tokens[index])
-        runs = ((int(prefixes[index]) * prefix_tokens, prefix_tokens),) if prefix_tokens else ()
-        requests.append(
-            SimRequest(
-                index, float(arrivals_s[index]), prefix_tokens + own, int(output_tokens[index]), (*runs, (next_id, own))
-            )
-        )
-        next_id += own
+        own = fresh_run(next_id, int(own_tokens[index]))
+        runs = ((int(prefixes[index]) * prefix_tokens, prefix_tokens), own) if prefix_tokens else (own,)
+        num_prompt_tokens = sum(num_tokens for _, num_tokens in runs)
+        requests.append(SimRequest(index, float(arrivals_s[index]), num_prompt_tokens, int(output_tokens[index]), runs))
+        next_id = sum(own)
     return Workload(tuple(requests), f"{spec.description}, seed {seed}")

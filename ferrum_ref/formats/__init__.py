@@ -1,0 +1,1 @@
+"""File formats as containers: what the bytes say, before anybody asks which model they describe."""

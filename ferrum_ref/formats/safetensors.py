@@ -1,0 +1,148 @@
+"""One safetensors file: its header checked here, its tensors read through the safetensors library's memory map.
+
+    u64 n, then n bytes of JSON {name: {"dtype", "shape", "data_offsets": [begin, end]}}, then the data
+
+The checks are made before the library sees the file, so that the message can name the tensor and both numbers.
+Clauses: MD-SAFE-1..4 (specs/model_files.md).  Source: the format section of the safetensors README.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NoReturn
+
+import ml_dtypes  # noqa: F401  teaches numpy the dtypes that the library names
+import numpy as np
+from numpy.typing import NDArray
+
+from ferrum_ref.errors import FerrumIOError, InvalidFormatError, NotFoundError
+from ferrum_ref.formats.json_file import parse_json_object
+
+_MAX_HEADER_BYTES: Final = 100_000_000  # the library's own limit
+_METADATA: Final = "__metadata__"
+_ELEMENT_BITS: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "BOOL": 8,
+        "F4": 4,
+        "F6_E2M3": 6,
+        "F6_E3M2": 6,
+        "U8": 8,
+        "I8": 8,
+        "F8_E4M3": 8,
+        "F8_E5M2": 8,
+        "F8_E8M0": 8,
+        "I16": 16,
+        "U16": 16,
+        "F16": 16,
+        "BF16": 16,
+        "I32": 32,
+        "U32": 32,
+        "F32": 32,
+        "I64": 64,
+        "U64": 64,
+        "F64": 64,
+        "C64": 64,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SafeTensor:
+    """A tensor's row of the header."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin_bytes: int  # from the start of the data
+    end_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.end_bytes - self.begin_bytes
+
+
+class SafetensorsFile:
+    """An open safetensors file.  Safe for concurrent reads.  [MD-SAFE-1]"""
+
+    def __init__(self, path: Path) -> None:
+        """Raises NotFoundError, FerrumIOError, InvalidFormatError."""
+        from safetensors import SafetensorError, safe_open
+
+        self.path = path
+        self.tensors: Mapping[str, SafeTensor] = MappingProxyType(read_header(path))
+        self.num_bytes = path.stat().st_size
+        try:
+            self._file: Any = safe_open(str(path), framework="np")
+        except (SafetensorError, OSError) as error:
+            raise InvalidFormatError(f"read safetensors {path}: {error}") from None
+
+    def packed(self, name: str) -> NDArray[np.uint8]:
+        """The tensor's bytes, copied out of the map, with its leading dimensions.  [MD-SAFE-4]"""
+        if self._file is None:
+            raise FerrumIOError(f"read safetensors {self.path}: tensor {name!r}: the file was closed")
+        values: NDArray[Any] = self._file.get_tensor(name)
+        return np.ascontiguousarray(values).reshape(-1).view(np.uint8).reshape(*values.shape[:-1], -1)
+
+    def close(self) -> None:
+        """Release the map."""
+        self._file = None
+
+
+def read_header(path: Path) -> dict[str, SafeTensor]:
+    """The header's tensors, checked against the file's size and against each other.  [MD-SAFE-2, MD-SAFE-3]"""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = np.frombuffer(file.read(8).ljust(8, b"\x00"), "<u8").tolist()
+            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+                _fail(path, "header", f"{length} bytes in a file of {size}", f"at most {max(0, size - 8)}")
+            data = file.read(length)
+    except FileNotFoundError:
+        raise NotFoundError(f"read safetensors {path}: no such file") from None
+    except OSError as error:
+        raise FerrumIOError(f"read safetensors {path}: {error.strerror or error}") from error
+    header = parse_json_object(data, f"safetensors {path}: header")
+    tensors = {name: _tensor(path, name, row) for name, row in header.items() if name != _METADATA}
+    _require_tiling(path, tensors, size - 8 - length)
+    return tensors
+
+
+def _tensor(path: Path, name: str, row: Any) -> SafeTensor:
+    what = f"tensor {name!a:.100}"
+    if not isinstance(row, dict) or not {"dtype", "shape", "data_offsets"} <= row.keys():
+        _fail(path, what, f"{row!r:.80}", "dtype, shape and data_offsets")
+    dtype, shape, offsets = row["dtype"], row["shape"], row["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _ELEMENT_BITS:
+        _fail(path, what, f"dtype {dtype!r:.80}", f"one of {', '.join(_ELEMENT_BITS)}")
+    if not isinstance(shape, list) or not all(_is_size(size) for size in shape):
+        _fail(path, what, f"shape {shape!r:.80}", "a list of sizes")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(offset) for offset in offsets):
+        _fail(path, what, f"data_offsets {offsets!r:.80}", "[begin, end]")
+    begin, end = offsets
+    if (end - begin) * 8 != math.prod(shape) * _ELEMENT_BITS[dtype]:
+        expected = f"the {math.prod(shape) * _ELEMENT_BITS[dtype] // 8} bytes of {dtype}{shape}"
+        _fail(path, what, f"{end - begin} bytes at {begin}", f"{expected:.120}")
+    return SafeTensor(name, dtype, tuple(shape), begin, end)
+
+
+def _require_tiling(path: Path, tensors: Mapping[str, SafeTensor], data_bytes: int) -> None:
+    """The data is covered exactly: no gap, no overlap, nothing behind the end.  [MD-SAFE-3]"""
+    position = 0
+    for tensor in sorted(tensors.values(), key=lambda each: (each.begin_bytes, each.end_bytes)):
+        if tensor.begin_bytes != position:
+            _fail(path, f"tensor {tensor.name!a:.100}", f"a begin at byte {tensor.begin_bytes}", f"{position}")
+        position = tensor.end_bytes
+    if position != data_bytes:
+        _fail(path, "data", f"{data_bytes} bytes in the file", f"the {position} that the header names")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _fail(path: Path, field: str, got: str, expected: str) -> NoReturn:
+    raise InvalidFormatError(f"read safetensors {path}: {field}: got {got}, expected {expected}; get the file again")

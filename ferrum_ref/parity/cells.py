@@ -1,0 +1,62 @@
+"""Results gathered by cell (operation x dtype).  Clauses: PA-REPORT-1..2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from ferrum_ref.parity.runner import FAILED, PASSED, SKIPPED, UNSUPPORTED, CaseResult
+
+
+@dataclass(slots=True)
+class Cell:
+    """Counts and worst ratios of one operation on one dtype; every case is counted, whatever became of it."""
+
+    operation: str
+    dtype: str
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys((PASSED, FAILED, UNSUPPORTED, SKIPPED), 0))
+    ratio_det: float | None = None
+    ratio_sharp: float | None = None
+    worst: CaseResult | None = None
+    failures: list[CaseResult] = field(default_factory=list)
+    reason: str = ""
+
+    def add(self, result: CaseResult) -> None:
+        """Counts one more case."""
+        self.counts[result.status] += 1
+        if result.status in (UNSUPPORTED, SKIPPED):
+            self.reason = self.reason or result.message
+            return
+        if result.status == FAILED:
+            self.failures.append(result)
+        if self.ratio_det is None or result.ratio_det > self.ratio_det:
+            self.ratio_det, self.worst = result.ratio_det, result
+        if result.ratio_sharp is not None:
+            self.ratio_sharp = max(self.ratio_sharp or 0.0, result.ratio_sharp)
+
+    @property
+    def status(self) -> str:
+        """failed if any case failed; unsupported or skipped if no case passed; passed otherwise."""
+        if self.counts[FAILED]:
+            return FAILED
+        if self.counts[PASSED]:
+            return PASSED
+        return UNSUPPORTED if self.counts[UNSUPPORTED] else SKIPPED
+
+    @property
+    def num_cases(self) -> int:
+        return sum(self.counts.values())
+
+
+def gather(results: Iterable[CaseResult]) -> list[Cell]:
+    """One cell for each operation and dtype met, in the order of their first result."""
+    cells: dict[tuple[str, str], Cell] = {}
+    for result in results:
+        key = (result.operation, result.dtype)
+        cells.setdefault(key, Cell(*key)).add(result)
+    return list(cells.values())
+
+
+def has_failed(cells: Sequence[Cell]) -> bool:
+    """True if any case of any cell failed."""
+    return any(cell.counts[FAILED] for cell in cells)

@@ -1,0 +1,120 @@
+"""SiLU, gated SiLU and GELU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ferrum_ref.interfaces.backend import ComputeBackend
+from ferrum_ref.parity import oracle
+from ferrum_ref.parity.bounds.activation import gelu_erf_error, gelu_tanh_error, silu_error
+from ferrum_ref.parity.ops import bridge, draws
+from ferrum_ref.parity.ops.operation import IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.units import Array, Storage
+from ferrum_ref.types.algorithm import Algorithm
+
+SHAPES = (
+    case(IID, shape=(3, 7)),
+    case("wide", shape=(2, 129)),
+    case("saturated", shape=(2, 64)),
+    case("around zero", shape=(2, 64)),
+    case(IID, shape=(1,)),
+    case(IID, shape=(2, 3, 80)),
+    case("subnormal", shape=(2, 33)),
+    case("zeros", shape=(2, 16)),
+    case("strided", shape=(3, 70)),
+    case(IID, shape=(0, 5)),
+    case(IID, small=False, shape=(5, 1536)),
+)
+
+
+def _axes(shape: tuple[int, ...]) -> tuple[str, ...]:
+    return (*(f"axis{index}" for index in range(len(shape) - 1)), "element")
+
+
+def _draw(case: Case, storage: Storage, rng: np.random.Generator) -> Array:
+    shape = case.sizes["shape"]
+    scales = {"around zero": 1e-3, "subnormal": 0.25 * storage.smallest_normal, "zeros": 0.0}
+    if case.probe == "wide":
+        return draws.uniform(rng, shape, storage, -12.0, 12.0)
+    if case.probe == "saturated":
+        return storage.round(rng.choice([-1.0, 1.0], shape) * rng.uniform(20.0, 110.0, shape))
+    x = draws.normal(rng, shape, storage, scales.get(case.probe, 1.0))
+    return draws.strided(x) if case.probe == "strided" else x
+
+
+class SiluMul(Operation):
+    name = "silu_mul"
+    cases = SHAPES
+
+    def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
+        gate = _draw(case, storage, rng)
+        up = draws.normal(rng, gate.shape, storage)
+        return Inputs(case, storage, {"gate": gate, "up": draws.strided(up) if case.probe == "strided" else up})
+
+    def call(self, backend: ComputeBackend, inputs: Inputs) -> tuple[Array, ...]:
+        gate, up = bridge.tensor(backend, inputs, "gate"), bridge.tensor(backend, inputs, "up")
+        return bridge.host(bridge.activation_ops(backend).silu_mul(gate, up))
+
+    def expect(self, inputs: Inputs, algorithm: Algorithm) -> Sequence[Expected]:
+        gate, up = inputs.exact("gate"), inputs.exact("up")
+        value = oracle.silu_mul(gate, up)
+        models = models_of(inputs, algorithm, value.size)
+        errors = [silu_error(model, gate, up, value) for model in models]
+        return [bounded("y", value, _axes(value.shape), models, errors)]
+
+
+class Silu(Operation):
+    name = "silu"
+    cases = SHAPES
+
+    def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
+        return Inputs(case, storage, {"x": _draw(case, storage, rng)})
+
+    def call(self, backend: ComputeBackend, inputs: Inputs) -> tuple[Array, ...]:
+        return bridge.host(backend.tensor_ops().silu(bridge.tensor(backend, inputs, "x")))
+
+    def expect(self, inputs: Inputs, algorithm: Algorithm) -> Sequence[Expected]:
+        x = inputs.exact("x")
+        value = oracle.silu(x)
+        models = models_of(inputs, algorithm, value.size)
+        errors = [silu_error(model, x, 1.0, value) for model in models]
+        return [bounded("y", value, _axes(value.shape), models, errors)]
+
+
+class Gelu(Operation):
+    """The erf form."""
+
+    name = "gelu"
+    cases = SHAPES
+
+    def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
+        return Inputs(case, storage, {"x": _draw(case, storage, rng)})
+
+    def call(self, backend: ComputeBackend, inputs: Inputs) -> tuple[Array, ...]:
+        return bridge.host(bridge.activation_ops(backend).gelu(bridge.tensor(backend, inputs, "x")))
+
+    def expect(self, inputs: Inputs, algorithm: Algorithm) -> Sequence[Expected]:
+        x = inputs.exact("x")
+        value = oracle.gelu(x)
+        models = models_of(inputs, algorithm, value.size)
+        errors = [gelu_erf_error(model, x, value) for model in models]
+        return [bounded("y", value, _axes(value.shape), models, errors)]
+
+
+class GeluTanh(Gelu):
+    """The tanh form, an option of the primitive operation."""
+
+    name = "gelu_tanh"
+
+    def call(self, backend: ComputeBackend, inputs: Inputs) -> tuple[Array, ...]:
+        x = bridge.tensor(backend, inputs, "x")
+        return bridge.host(backend.tensor_ops().gelu(x, approximate="tanh"))
+
+    def expect(self, inputs: Inputs, algorithm: Algorithm) -> Sequence[Expected]:
+        x = inputs.exact("x")
+        value = oracle.gelu_tanh(x)
+        models = models_of(inputs, algorithm, value.size)
+        errors = [gelu_tanh_error(model, x, value) for model in models]
+        return [bounded("y", value, _axes(value.shape), models, errors)]

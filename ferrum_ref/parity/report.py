@@ -1,0 +1,143 @@
+"""The parity table, its failures in words, and the same as JSON.  Clauses: PA-REPORT-1..4."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ferrum_ref.parity.cells import Cell
+from ferrum_ref.parity.runner import FAILED, PASSED, SKIPPED, UNSUPPORTED, CaseResult
+
+MARKS = {UNSUPPORTED: "unsupp.", SKIPPED: "skipped"}
+
+
+def parity_table(cells: Sequence[Cell], title: str) -> Table:
+    """One row for each operation; for each dtype the worst err/bound of both tiers."""
+    table = Table(title=title, title_justify="left", caption_justify="left", pad_edge=False)
+    table.add_column("operation", no_wrap=True)
+    dtypes = list(dict.fromkeys(cell.dtype for cell in cells))
+    for dtype in dtypes:
+        table.add_column(f"{dtype} det", justify="right", no_wrap=True)
+        table.add_column("sharp", justify="right", no_wrap=True)
+    table.add_column("cases", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for name in dict.fromkeys(cell.operation for cell in cells):
+        row = {cell.dtype: cell for cell in cells if cell.operation == name}
+        figures = [figure for dtype in dtypes for figure in _figures(row.get(dtype))]
+        table.add_row(name, *figures, _counted(list(row.values())), _verdict(list(row.values())))
+    return table
+
+
+def _figures(cell: Cell | None) -> tuple[Text, Text]:
+    if cell is None:
+        return Text(""), Text("")
+    if cell.ratio_det is None:
+        return Text(MARKS[cell.status], style="yellow"), Text("")
+    if cell.worst is not None and cell.worst.verdict is not None and cell.worst.verdict.bound == 0.0 == cell.ratio_det:
+        return Text("exact"), Text("")
+    return _ratio(cell.ratio_det), _ratio(cell.ratio_sharp)
+
+
+def _ratio(ratio: float | None) -> Text:
+    if ratio is None:
+        return Text("-", style="dim")
+    text = f"{ratio:.3f}" if ratio < 10 else f"{ratio:.1e}"
+    return Text(text, style="bold red" if ratio > 1.0 else "")
+
+
+def _counted(cells: Sequence[Cell]) -> str:
+    done = sum(cell.counts[PASSED] for cell in cells)
+    return f"{done}/{sum(cell.num_cases for cell in cells)}"
+
+
+def _verdict(cells: Sequence[Cell]) -> Text:
+    states = {cell.status for cell in cells}
+    if FAILED in states:
+        return Text("FAILED", style="bold red")
+    if states == {PASSED}:
+        partly = any(cell.counts[UNSUPPORTED] + cell.counts[SKIPPED] for cell in cells)
+        return Text("passed, in part" if partly else "passed", style="green")
+    if states == {UNSUPPORTED}:
+        return Text("unsupported", style="yellow")
+    return Text("passed, in part" if PASSED in states else "skipped", style="yellow")
+
+
+def summary_line(cells: Sequence[Cell]) -> str:
+    """How many cases passed, failed, are unsupported, were skipped."""
+    totals = {status: sum(cell.counts[status] for cell in cells) for status in (PASSED, FAILED, UNSUPPORTED, SKIPPED)}
+    return ", ".join(f"{count} {status}" for status, count in totals.items())
+
+
+def failure_lines(result: CaseResult) -> list[str]:
+    """Operation, case, coordinates, expected, got, err/bound, and the line that runs it again.  [PA-REPORT-3]"""
+    return [*case_lines(result), f"  run it again: {result.reproduce}"]
+
+
+def case_lines(result: CaseResult) -> list[str]:
+    """One case in words: what it is, its verdict, and its worst element."""
+    lines = [
+        f"{result.status.upper()} {result.operation} {result.dtype} case {result.case_index} seed {result.seed}: "
+        f"{result.label}"
+    ]
+    sharp = "" if result.ratio_sharp is None else f", {result.ratio_sharp:.4g} sharp"
+    lines.append(f"  {result.message or f'err/bound is at most {result.ratio_det:.4g} det{sharp}'}")
+    verdict = result.verdict
+    if verdict is not None and (verdict.coordinates or verdict.expected != verdict.got):
+        place = ", ".join(f"{axis} {position}" for axis, position in verdict.coordinates) or "the one result"
+        lines.append(
+            f"  {verdict.output} at {place}: expected {verdict.expected:.9g}, got {verdict.got:.9g}, "
+            f"error {abs(verdict.got - verdict.expected):.3g}, bound {verdict.bound:.3g}"
+        )
+    return lines
+
+
+def cells_as_json(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """The cells as plain data: no times, so equal seeds give equal bytes.  [PA-REPORT-4]"""
+    return [
+        {
+            "operation": cell.operation,
+            "dtype": cell.dtype,
+            "status": cell.status,
+            "cases": dict(cell.counts),
+            "worst_err_over_bound": {"det": number(cell.ratio_det), "sharp": number(cell.ratio_sharp)},
+            "worst_case": None if cell.worst is None else result_as_json(cell.worst),
+            "failures": [result_as_json(result) for result in cell.failures],
+            "reason": cell.reason,
+        }
+        for cell in cells
+    ]
+
+
+def result_as_json(result: CaseResult) -> dict[str, Any]:
+    """One case as plain data."""
+    verdict = result.verdict
+    worst = None
+    if verdict is not None:
+        worst = {
+            "output": verdict.output,
+            "coordinates": dict(verdict.coordinates),
+            "expected": number(verdict.expected),
+            "got": number(verdict.got),
+            "bound": number(verdict.bound),
+        }
+    return {
+        "case": result.case_index,
+        "label": result.label,
+        "seed": result.seed,
+        "status": result.status,
+        "err_over_bound": {"det": number(result.ratio_det), "sharp": number(result.ratio_sharp)},
+        "worst": worst,
+        "message": result.message,
+        "reproduce": result.reproduce,
+    }
+
+
+def number(value: float | None) -> float | str | None:
+    """A JSON number; what JSON cannot say (inf, nan) as text."""
+    if value is None or math.isfinite(value):
+        return value
+    return str(value)

@@ -1,0 +1,174 @@
+"""Runs cases and judges them.  Clauses: PA-RUN-1..5."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ferrum_ref.errors import InvalidParameterError, UnsupportedError
+from ferrum_ref.parity.ops.catalogue import OPERATIONS, operation_named
+from ferrum_ref.parity.ops.operation import Expected, Inputs, Operation
+from ferrum_ref.parity.subject import Subject
+from ferrum_ref.parity.units import STORAGES, Array, Storage, storage_named
+from ferrum_ref.parity.verdict import Verdict, judge
+
+PASSED, FAILED, UNSUPPORTED, SKIPPED = "passed", "failed", "unsupported", "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class CaseResult:
+    """One case on one dtype with one seed: its status, the verdict on its worst output, and how to run it again."""
+
+    operation: str
+    dtype: str
+    case_index: int
+    label: str
+    seed: int
+    status: str
+    ratio_det: float
+    ratio_sharp: float | None
+    verdict: Verdict | None
+    message: str
+    reproduce: str
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What to run: empty sequences mean everything. seeds are first_seed .. first_seed + num_seeds - 1."""
+
+    operations: Sequence[str] = ()
+    dtypes: Sequence[str] = ()
+    case_index: int | None = None
+    first_seed: int = 0
+    num_seeds: int = 1
+    only_small: bool = False
+
+    def items(self) -> list[tuple[Operation, Storage, int, int]]:
+        """(operation, dtype, case, seed) in table order, seed by seed.
+
+        Raises InvalidParameterError for an unknown name, a case that the operation does not have, or no seed.
+        """
+        operations = [operation_named(name) for name in self.operations] or list(OPERATIONS)
+        storages = [storage_named(name) for name in self.dtypes] or list(STORAGES.values())
+        if self.num_seeds < 1 or self.first_seed < 0:
+            raise InvalidParameterError(
+                f"parity: seed {self.first_seed} and {self.num_seeds} seeds, expected a seed >= 0 and at least one"
+            )
+        seeds = range(self.first_seed, self.first_seed + self.num_seeds)
+        return [
+            (operation, storage, index, seed)
+            for seed in seeds
+            for operation in operations
+            for storage in storages
+            for index in self._indices(operation)
+        ]
+
+    def _indices(self, operation: Operation) -> list[int]:
+        if self.case_index is None:
+            return [index for index, case in enumerate(operation.cases) if case.small or not self.only_small]
+        if not 0 <= self.case_index < len(operation.cases):
+            raise InvalidParameterError(
+                f"parity: case {self.case_index} of {operation.name}, expected 0 .. {len(operation.cases) - 1}"
+            )
+        return [self.case_index]
+
+
+def draw_case(operation: Operation, storage: Storage, case_index: int, seed: int) -> Inputs:
+    """The inputs of a case: a function of its four names alone, the same in every process.  [PA-RUN-1]"""
+    entropy = [seed, case_index, zlib.crc32(operation.name.encode()), zlib.crc32(storage.name.encode())]
+    return operation.draw(operation.cases[case_index], storage, np.random.default_rng(entropy))
+
+
+def run_case(subject: Subject, operation: Operation, storage: Storage, case_index: int, seed: int) -> CaseResult:
+    """Draws, runs and judges one case; an exception of the subject is a failure, not the caller's.  [PA-RUN-2..4]"""
+    try:
+        subject.check_offers(storage)
+        inputs = draw_case(operation, storage, case_index, seed)
+        before = _digests(inputs)
+        outputs = subject.run(operation, inputs)
+    except UnsupportedError as error:
+        return _result(subject, operation, storage, case_index, seed, UNSUPPORTED, None, error.message)
+    except Exception as error:  # noqa: BLE001  whatever it is, it is the verdict on the subject
+        message = f"raised {type(error).__name__}: {error}"
+        return _result(subject, operation, storage, case_index, seed, FAILED, None, message)
+    if _digests(inputs) != before:
+        return _result(subject, operation, storage, case_index, seed, FAILED, None, "changed one of its inputs")
+    expected = operation.expect(inputs, subject.declared(operation))
+    return judged(subject, operation, storage, case_index, seed, expected, outputs)
+
+
+def judged(
+    subject: Subject,
+    operation: Operation,
+    storage: Storage,
+    case_index: int,
+    seed: int,
+    expected: Sequence[Expected],
+    outputs: Sequence[Array],
+) -> CaseResult:
+    """The result of a case whose outputs are at hand. Pure."""
+    if len(outputs) != len(expected):
+        message = f"returned {len(outputs)} outputs, expected {len(expected)}"
+        return _result(subject, operation, storage, case_index, seed, FAILED, None, message)
+    verdicts = [judge(wanted, got) for wanted, got in zip(expected, outputs, strict=True)]
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    worst = max(failed or verdicts, key=lambda verdict: verdict.ratio_det)
+    status = FAILED if failed else PASSED
+    return _result(subject, operation, storage, case_index, seed, status, worst, worst.fault, verdicts)
+
+
+def run(
+    subject: Subject,
+    selection: Selection,
+    budget_s: float | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[CaseResult]:
+    """Every selected case in order; once `budget_s` seconds are over, the rest come out as skipped.  [PA-RUN-5]"""
+    start = clock()
+    for operation, storage, case_index, seed in selection.items():
+        if budget_s is not None and clock() - start >= budget_s:
+            message = f"the budget of {budget_s:g} s was used up"
+            yield _result(subject, operation, storage, case_index, seed, SKIPPED, None, message)
+        else:
+            yield run_case(subject, operation, storage, case_index, seed)
+
+
+def _digests(inputs: Inputs) -> list[bytes]:
+    return [hashlib.blake2b(array.tobytes(), digest_size=16).digest() for array in inputs.arrays.values()]
+
+
+def _result(
+    subject: Subject,
+    operation: Operation,
+    storage: Storage,
+    case_index: int,
+    seed: int,
+    status: str,
+    verdict: Verdict | None,
+    message: str,
+    verdicts: Sequence[Verdict] = (),
+) -> CaseResult:
+    sharps = [one.ratio_sharp for one in verdicts if one.ratio_sharp is not None]
+    reproduce = (
+        f"ferrum-ref parity {subject.selector()} --op {operation.name} --dtype {storage.name} "
+        f"--case {case_index} --seed {seed}"
+    )
+    nothing = float("inf") if status == FAILED else 0.0
+    return CaseResult(
+        operation.name,
+        storage.name,
+        case_index,
+        operation.cases[case_index].label,
+        seed,
+        status,
+        max((one.ratio_det for one in verdicts), default=nothing),
+        max(sharps) if sharps else None,
+        verdict,
+        message,
+        reproduce,
+    )

@@ -1,0 +1,72 @@
+"""Wiring of a text engine: scheduler, KV-cache manager, step loop and executor around a loaded model.
+
+Clauses: EN-BUILD-1..3 (specs/engine.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ferrum_ref import __version__
+from ferrum_ref.engine.admission import Entrance
+from ferrum_ref.engine.llm import LlmEngine
+from ferrum_ref.engine.report import EngineReport
+from ferrum_ref.engine.step_loop import StepLoop
+from ferrum_ref.interfaces.model_executor import UnifiedExecutor
+from ferrum_ref.interfaces.sampler import Order
+from ferrum_ref.interfaces.scheduler import BatchHint, ResourceConstraints
+from ferrum_ref.interfaces.tokenizer import IncrementalTokenizer
+from ferrum_ref.kv_cache.manager import PagedKvCacheManager
+from ferrum_ref.sampling import RequestSampler
+from ferrum_ref.scheduler.continuous_batch import ContinuousBatchScheduler
+from ferrum_ref.types.config import EngineConfig
+from ferrum_ref.types.models import ModelInfo
+
+
+def epoch_clock() -> Callable[[], float]:
+    """Seconds since 1970 that never go back: the wall clock now, plus what the monotonic clock says since."""
+    offset_s = time.time() - time.monotonic()
+    return lambda: offset_s + time.monotonic()
+
+
+def assemble_engine(
+    *,
+    executor: UnifiedExecutor,
+    kv_cache: PagedKvCacheManager,
+    tokenizer: IncrementalTokenizer[Any],
+    model_info: ModelInfo,
+    stop_token_ids: Iterable[int],
+    config: EngineConfig | None = None,
+    max_num_batched_tokens: int = 512,
+    max_num_seqs: int = 32,
+    sampling_order: Order = "temperature_last",
+    clock: Callable[[], float] | None = None,
+) -> LlmEngine:
+    """An engine over parts that exist already.  [EN-BUILD-1]
+
+    max_num_batched_tokens: tokens of one step, prompts and decodes together; max_num_seqs: requests running at once.
+    Raises UnsupportedError for a scheduling policy that is not implemented.
+    """
+    config = config or EngineConfig()
+    scheduler = ContinuousBatchScheduler(config.scheduler)
+    hint = BatchHint(max_num_seqs, max_num_batched_tokens, None, None, ResourceConstraints())
+    loop = StepLoop(scheduler, kv_cache, hint, max_context_tokens=model_info.max_sequence_length)
+    entrance = Entrance(
+        model_info=model_info,
+        tokenizer=tokenizer,
+        make_chooser=lambda params, prompt: RequestSampler(params, prompt, order=sampling_order),
+        end_token_ids=frozenset(stop_token_ids),
+        max_context_tokens=loop.context_limit_tokens,
+        add_special_tokens=config.model.tokenizer.add_special_tokens,
+    )
+    return LlmEngine(
+        loop=loop,
+        executor=executor,
+        tokenizer=tokenizer,
+        entrance=entrance,
+        report=EngineReport(loop, kv_cache, model_info, config.scheduler.max_waiting_requests, __version__),
+        config=config,
+        clock=clock or epoch_clock(),
+    )

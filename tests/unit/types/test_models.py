@@ -1,0 +1,84 @@
+"""Facts about models."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ferrum_ref.errors import ConfigError, InvalidParameterError
+from ferrum_ref.types.devices import DataType, Device
+from ferrum_ref.types.ids import ModelId
+from ferrum_ref.types.models import ModelConfig, ModelInfo, ModelSource, ModelType, QuantizationConfig, TokenUsage
+
+
+def an_info(num_heads: int = 4) -> ModelInfo:
+    return ModelInfo(
+        ModelId("m"), ModelType.Llama, 1000, 64, 3, num_heads, 2, 100, 128, DataType.FP16, Device.CPU, None, None, {}
+    )
+
+
+@pytest.mark.clause("TY-MODEL-1")
+def test_families_as_text() -> None:
+    named = {t: str(getattr(ModelType, t)) for t in ("Llama", "Mistral", "Qwen", "Phi", "Gemma", "Embedding", "Clip")}
+    assert named == {t: t.lower() for t in named}
+    assert (str(ModelType.Code("py")), str(ModelType.Custom("x"))) == ("code-py", "custom-x")
+    with pytest.raises(InvalidParameterError):
+        ModelType("llama", "name")
+
+
+@pytest.mark.clause("TY-MODEL-2", "TY-MODEL-3")
+def test_memory_of_a_model_by_hand() -> None:
+    info = an_info()
+    assert info.estimated_size_bytes() == 2400
+    need = info.memory_requirements(2, 10)
+    assert need.kv_cache_memory == 3 * 2 * 16 * 2 * 2 * 10 * 2
+    assert need.activation_memory == 64 * 10 * 2 * 2 * 4
+    assert need.total_estimated == 2400 + 7680 + 10240
+    assert info.supports_sequence_length(128)
+    assert not info.supports_sequence_length(129)
+
+
+@pytest.mark.clause("TY-MODEL-3")
+def test_a_model_without_heads_is_an_error_and_no_division_by_zero() -> None:
+    with pytest.raises(InvalidParameterError, match="num_heads"):
+        an_info(num_heads=0).memory_requirements(1, 1)
+
+
+@pytest.mark.clause("TY-MODEL-4")
+def test_model_config() -> None:
+    config = ModelConfig.new("m", "/models/m")
+    assert (config.max_batch_size, config.max_sequence_length, config.dtype) == (1, 2048, DataType.FP16)
+    assert str(config.model_type) == "custom-unknown"
+    config.validate()
+    for change in ({"model_path": ""}, {"max_batch_size": 0}, {"max_sequence_length": 0}, {"tensor_parallel_size": 0}):
+        with pytest.raises(ConfigError, match=next(iter(change))):
+            dataclasses.replace(config, **change).validate()  # type: ignore[arg-type]
+
+
+@pytest.mark.clause("TY-MODEL-5")
+def test_quantisation_widths() -> None:
+    schemes = {
+        QuantizationConfig.GPTQ(4, 128, False): (4, False),
+        QuantizationConfig.AWQ(3, True, "gemm"): (3, False),
+        QuantizationConfig.FP8(True, False): (8, True),
+        QuantizationConfig.INT8(True, True): (8, True),
+        QuantizationConfig.INT4(True, 32): (4, False),
+        QuantizationConfig.SmoothQuant(0.5, 128): (8, True),
+    }
+    for scheme, (bits, accurate) in schemes.items():
+        assert isinstance(scheme, QuantizationConfig)
+        assert (scheme.bits(), scheme.is_high_accuracy()) == (bits, accurate)
+
+
+@pytest.mark.clause("TY-MODEL-5")
+def test_usage_adds_up() -> None:
+    usage = TokenUsage.new(3, 4)
+    usage.add_completion_tokens(5)
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (3, 9, 12)
+
+
+def test_sources_are_kinds_of_one_type() -> None:
+    for source in (ModelSource.Local("p"), ModelSource.HuggingFace("r", None, None), ModelSource.Url("u", {})):
+        assert isinstance(source, ModelSource)
+    assert isinstance(ModelSource.S3("b", "k", None, None), ModelSource.S3)
