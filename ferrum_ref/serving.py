@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ferrum_ref import __version__
+from ferrum_ref.assembly import BLOCK_SIZE_TOKENS, LoadedModel, plan_kv_blocks
 from ferrum_ref.engine.admission import Entrance
 from ferrum_ref.engine.llm import LlmEngine
 from ferrum_ref.engine.report import EngineReport
@@ -23,6 +24,52 @@ from ferrum_ref.sampling import RequestSampler
 from ferrum_ref.scheduler.continuous_batch import ContinuousBatchScheduler
 from ferrum_ref.types.config import EngineConfig
 from ferrum_ref.types.models import ModelInfo
+
+DEFAULT_KV_MEMORY_BYTES = 2**30
+
+
+def build_engine(
+    loaded: LoadedModel,
+    *,
+    max_num_batched_tokens: int = 512,
+    max_num_seqs: int = 32,
+    num_blocks: int | None = None,
+    block_size: int = BLOCK_SIZE_TOKENS,
+    kv_memory_bytes: int = DEFAULT_KV_MEMORY_BYTES,
+    enable_prefix_caching: bool = True,
+    config: EngineConfig | None = None,
+    sampling_order: Order = "temperature_last",
+    clock: Callable[[], float] | None = None,
+) -> LlmEngine:
+    """A text engine around a loaded model.  [EN-BUILD-2..3]
+
+    max_num_batched_tokens: tokens of one step, prompts and decodes together; max_num_seqs: requests running at once.
+    num_blocks: blocks of the KV cache; without it as many as kv_memory_bytes hold and max_num_seqs requests can use.
+    Raises InvalidParameterError, ResourceExhaustedError (no block fits), UnsupportedError (scheduling policy).
+    """
+    if num_blocks is None:
+        num_blocks = plan_kv_blocks(
+            loaded.kv_shape,
+            kv_memory_bytes,
+            block_size,
+            max_tokens=loaded.info.max_sequence_length,
+            max_num_seqs=max_num_seqs,
+        )
+    executor, kv_cache = loaded.new_executor(
+        num_blocks, block_size, enable_prefix_caching=enable_prefix_caching, max_batch_size=max_num_seqs
+    )
+    return assemble_engine(
+        executor=executor,
+        kv_cache=kv_cache,
+        tokenizer=loaded.tokenizer,
+        model_info=loaded.info,
+        stop_token_ids=loaded.stop_token_ids,
+        config=config,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
+        sampling_order=sampling_order,
+        clock=clock,
+    )
 
 
 def epoch_clock() -> Callable[[], float]:
@@ -46,8 +93,7 @@ def assemble_engine(
 ) -> LlmEngine:
     """An engine over parts that exist already.  [EN-BUILD-1]
 
-    max_num_batched_tokens: tokens of one step, prompts and decodes together; max_num_seqs: requests running at once.
-    Raises UnsupportedError for a scheduling policy that is not implemented.
+    The limits are those of `build_engine`. Raises UnsupportedError for a scheduling policy that is not implemented.
     """
     config = config or EngineConfig()
     scheduler = ContinuousBatchScheduler(config.scheduler)

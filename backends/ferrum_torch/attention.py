@@ -34,7 +34,9 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: Attenti
         )
     check_heads("attention", q, k, params)
     results = [attend(q[b], k[b], v[b], params) for b in range(q.shape[0])]
-    return torch.stack(results) if len(results) != 1 else results[0].unsqueeze(0) if results else _no_batch(q, v)
+    if not results:
+        return torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
+    return torch.stack(results) if len(results) > 1 else results[0].unsqueeze(0)
 
 
 def paged_attention(
@@ -95,7 +97,7 @@ def write_kv(cache: torch.Tensor, rows: torch.Tensor, slots: Ints) -> None:
         raise BackendError(f"write_kv: slot {int(index.max())}, expected below {flat.shape[0]}, the size of the cache")
     first = int(index[0])
     if first >= 0 and is_run(index):
-        flat[first : first + len(index)] = rows
+        flat.narrow(0, first, len(index)).copy_(rows)
         return
     kept = last_of_each(index)
     target = torch.from_numpy(index[kept]).to(cache.device)
@@ -112,32 +114,42 @@ def last_of_each(slots: IntArray) -> IntArray:
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: AttentionParams) -> torch.Tensor:
     """One sequence: q (T, H, D), k (S, G, D), v (S, G, Dv) -> (T, H, Dv) in q's type; query t sits at S - T + t."""
     num_rows, num_heads, _ = q.shape
-    num_keys, num_groups, value_dim = v.shape
-    ratio = num_heads // num_groups
-    offset = num_keys - num_rows
-    first = max(0, -offset) if params.causal else 0 if num_keys else num_rows  # rows before this see nothing
-    out = torch.empty((num_rows, num_heads, value_dim), dtype=q.dtype, device=q.device)
-    if first:
-        out[:first].zero_()
-    if first == num_rows or out.numel() == 0:
-        return out
-    keys = widen(k, "attention").permute(1, 2, 0)
-    values = widen(v, "attention").transpose(0, 1)
-    budget = SCORES_AT_A_TIME if q.is_cpu else GPU_SCORES_AT_A_TIME
-    step = max(1, budget // (num_heads * num_keys))
+    num_keys, _, value_dim = v.shape
+    first = (
+        max(0, num_rows - num_keys) if params.causal else 0 if num_keys else num_rows
+    )  # rows before this see nothing
+    step = max(1, (SCORES_AT_A_TIME if q.is_cpu else GPU_SCORES_AT_A_TIME) // (num_heads * max(1, num_keys)))
+    if first == 0 and 0 < num_rows <= step:
+        return round_to(attend_block(q, k, v, params, 0, num_rows), q.dtype)
+    out = torch.zeros((num_rows, num_heads, value_dim), dtype=q.dtype, device=q.device)
     for start in range(first, num_rows, step):
         stop = min(start + step, num_rows)
-        count = stop - start
-        low, high = visible_keys(start, stop, offset, num_keys, params)
-        rows = widen(q[start:stop], "attention").reshape(count, num_groups, ratio, -1)
-        by_group = rows.permute(1, 2, 0, 3).reshape(num_groups, ratio * count, -1)
-        scores = torch.bmm(by_group, keys[:, :, low:high]).mul_(params.softmax_scale)
-        if params.causal and (count > 1):
-            mask(scores.view(num_groups * ratio, count, high - low), offset + start - low, params.sliding_window)
-        mixed = torch.bmm(torch.softmax(scores, -1), values[:, low:high])
-        mixed = mixed.view(num_groups, ratio, count, value_dim).permute(2, 0, 1, 3)
-        out[start:stop] = round_to(mixed, q.dtype).reshape(count, num_heads, value_dim)
+        out[start:stop] = round_to(attend_block(q, k, v, params, start, stop), q.dtype)
     return out
+
+
+def attend_block(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: AttentionParams, start: int, stop: int
+) -> torch.Tensor:
+    """Rows [start, stop) of `attend`, each of which sees a key, in float32: (stop - start, H, Dv). Pure."""
+    num_rows, num_heads, head_dim = q.shape
+    num_keys, num_groups, value_dim = v.shape
+    ratio, count, offset = num_heads // num_groups, stop - start, num_keys - num_rows
+    low, high = visible_keys(start, stop, offset, num_keys, params)
+    if high - low != num_keys:
+        k, v = k[low:high], v[low:high]
+    rows = widen(q if count == num_rows else q[start:stop], "attention")
+    if count == 1:
+        by_group = rows.reshape(num_groups, ratio, head_dim)
+    else:
+        by_group = rows.reshape(count, num_groups, ratio, head_dim).permute(1, 2, 0, 3).flatten(1, 2)
+    scores = torch.bmm(by_group, widen(k, "attention").permute(1, 2, 0)).mul_(params.softmax_scale)
+    if params.causal and count > 1:
+        mask(scores.view(num_heads, count, high - low), offset + start - low, params.sliding_window)
+    mixed = torch.bmm(torch.softmax(scores, -1), widen(v, "attention").transpose(0, 1))
+    if count == 1:
+        return mixed.view(1, num_heads, value_dim)
+    return mixed.view(num_groups, ratio, count, value_dim).permute(2, 0, 1, 3).reshape(count, num_heads, value_dim)
 
 
 def visible_keys(start: int, stop: int, offset: int, num_keys: int, params: AttentionParams) -> tuple[int, int]:
@@ -212,7 +224,3 @@ def check_table(
                 f"paged_attention: block_table[{b}] names block {int(bad[0])}, expected 0 <= block < {num_blocks}"
             )
     return table, lengths
-
-
-def _no_batch(q: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)

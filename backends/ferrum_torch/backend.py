@@ -1,4 +1,7 @@
-"""TorchBackend: the bundle of everything above.  Clauses: BK-TORCH-1..3, BK-TORCH-11, BK-TORCH-20 (specs/backend_torch.md)."""
+"""TorchBackend: tensors, operations and kernels of torch on one device.
+
+Clauses: BK-TORCH-1..3, BK-TORCH-11, BK-TORCH-20 (specs/backend_torch.md).
+"""
 
 from __future__ import annotations
 

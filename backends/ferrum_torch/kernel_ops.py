@@ -29,7 +29,7 @@ from ferrum_torch.runtime import Runtime
 from ferrum_torch.tensor import TorchTensor, is_read_only
 
 MATRIX_PRODUCTS = frozenset({"linear", "quantized_linear", "matmul", "attention", "paged_attention"})
-IN_FLOAT64 = frozenset({"gelu", "sample_token"})
+IN_FLOAT64 = frozenset({"gelu", "gelu_tanh", "sample_token"})
 
 
 class Part:

@@ -7,6 +7,7 @@ Clauses: BK-TORCH-10, BK-TORCH-15..16 (specs/backend_torch.md), KN-LINEAR-*, KN-
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -32,7 +33,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         )
     if x.dtype is torch.float32 and weight.dtype is torch.float32:
         return torch.nn.functional.linear(x, weight)
-    rows = x.reshape(-1, weight.shape[1])
+    rows = x.reshape(math.prod(x.shape[:-1]), weight.shape[1])
     if x.is_cuda and x.dtype is weight.dtype and x.dtype in HALVES and x.numel() and weight.numel():
         y = torch.mm(rows, weight.t(), out_dtype=torch.float32)
     elif weight.dtype is torch.float32:
@@ -65,7 +66,8 @@ def quantized_linear(x: torch.Tensor, packed: torch.Tensor, scheme: QuantScheme)
             f"quantized_linear: input {tuple(x.shape)} and packed_weight {tuple(packed.shape)} of {packed.dtype}, "
             f"expected (..., in) and uint8 (out, in/{GGML_GROUP}*{block_bytes})"
         )
-    y = in_blocks(widen(x, "quantized_linear").reshape(-1, x.shape[-1]), packed, unpack)
+    rows = widen(x, "quantized_linear").reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y = in_blocks(rows, packed, unpack)
     return round_to(y, x.dtype).reshape(*x.shape[:-1], packed.shape[0])
 
 
@@ -82,14 +84,14 @@ def in_blocks(rows: torch.Tensor, weight: torch.Tensor, values: Callable[[torch.
 
 def unpack_q4_0(packed: torch.Tensor) -> torch.Tensor:
     """uint8 (out, blocks * 18) -> float32 (out, blocks * 32). Low nibbles are the first 16 weights of a block. Pure."""
-    blocks = packed.reshape(packed.shape[0], -1, 18)
+    blocks = packed.reshape(packed.shape[0], packed.shape[1] // 18, 18)
     quanta = torch.cat((blocks[..., 2:] & 15, blocks[..., 2:] >> 4), -1)
     return (_scales(blocks) * (quanta.to(torch.float32) - 8.0)).flatten(1)
 
 
 def unpack_q8_0(packed: torch.Tensor) -> torch.Tensor:
     """uint8 (out, blocks * 34) -> float32 (out, blocks * 32). Pure."""
-    blocks = packed.reshape(packed.shape[0], -1, 34)
+    blocks = packed.reshape(packed.shape[0], packed.shape[1] // 34, 34)
     return (_scales(blocks) * blocks[..., 2:].view(torch.int8).to(torch.float32)).flatten(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -59,27 +60,25 @@ class TorchTensor(TensorLike):
 
     def view(self, start: Shape, end: Shape) -> TorchTensor:
         """The box start[i]:end[i], sharing storage. Raises InvalidParameterError outside 0 <= start <= end <= dim."""
-        shape = self.shape()
-        if len(start) != len(shape) or len(end) != len(shape):
+        data = self.data
+        if len(start) != data.ndim or len(end) != data.ndim:
             raise InvalidParameterError(
-                f"view: start {tuple(start)} and end {tuple(end)}, expected one entry for each of the axes of {shape}"
+                f"view: start {tuple(start)} and end {tuple(end)}, expected one entry for each axis of {self.shape()}"
             )
-        if any(not 0 <= low <= high <= dim for low, high, dim in zip(start, end, shape, strict=True)):
-            raise InvalidParameterError(
-                f"view: start {tuple(start)} and end {tuple(end)}, expected 0 <= start <= end <= {shape} on every axis"
-            )
-        return self.sharing(self.data[tuple(slice(low, high) for low, high in zip(start, end, strict=True))])
+        for axis, (low, high, dim) in enumerate(zip(start, end, self.data.shape, strict=True)):
+            if not 0 <= low <= high <= dim:
+                raise InvalidParameterError(
+                    f"view: start {tuple(start)} and end {tuple(end)}, expected 0 <= start <= end <= {self.shape()} "
+                    "on every axis"
+                )
+            if high - low != dim:
+                data = data.narrow(axis, low, high - low)
+        return TorchTensor(data, self.is_read_only)
 
     def reshape(self, shape: Shape) -> TorchTensor:
         """The same elements in row-major order; shares storage where strides allow. Raises BackendError otherwise."""
         data = self.data
-        count = 1
-        for dim in shape:
-            if dim < 0:
-                count = -1
-                break
-            count *= dim
-        if count != data.numel():
+        if math.prod(shape) != data.numel() or any(dim < 0 for dim in shape):
             raise ShapeError(
                 f"reshape: shape {tuple(shape)} for a tensor of shape {self.shape()}, expected {data.numel()} elements "
                 "and no negative dimension"
@@ -110,10 +109,6 @@ class TorchTensor(TensorLike):
     def to_vec_f32(self) -> NDArray[np.float32]:
         """All elements, flat in row-major order, as a float32 copy (D-12)."""
         return np.array(cast(self.data, torch.float32).cpu().numpy(), dtype=np.float32).reshape(-1)
-
-    def sharing(self, data: torch.Tensor) -> TorchTensor:
-        """A handle on another view of this tensor's storage, read-only if this one is."""
-        return TorchTensor(data, self.is_read_only)
 
     def __repr__(self) -> str:
         return f"TorchTensor(shape={self.shape()}, dtype={self.dtype()}, device={self.device()})"

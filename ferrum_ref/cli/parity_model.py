@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ferrum_ref.assembly import load_model
 from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.interfaces.tensor import TensorRef
 from ferrum_ref.interfaces.tokenizer import ChatMessage
@@ -12,9 +13,7 @@ from ferrum_ref.models.checkpoint import open_checkpoint
 from ferrum_ref.models.decoder import Decoder
 from ferrum_ref.models.decoder_batch import ForwardBatch
 from ferrum_ref.models.decoder_rope import rope_tables
-from ferrum_ref.models.decoder_weights import read_decoder_weights
 from ferrum_ref.parity.model import Forward, GrowingKv, ModelVerdict, Observer, judge_model
-from ferrum_ref.tokenizer import load_tokenizer
 
 
 def judge_model_at(
@@ -28,16 +27,14 @@ def judge_model_at(
 
     Raises what opening the model raises; UnsupportedError for a backend or architecture without the kernels.
     """
-    with open_checkpoint(path) as checkpoint:
-        tokenizer = load_tokenizer(path)
-        prompt = tokenizer.encode(tokenizer.apply_chat_template([ChatMessage.user(question)]), False)
-        decoder = Decoder(checkpoint.config, read_decoder_weights(checkpoint, backend), backend)
-        config = checkpoint.config
-        tables = rope_tables(config.head_dim, len(prompt) + num_generated, config.rope_theta)
+    loaded = load_model(path, backend)
+    prompt = loaded.tokenizer.encode(loaded.tokenizer.apply_chat_template([ChatMessage.user(question)]), False)
+    tables = rope_tables(loaded.config.head_dim, len(prompt) + num_generated, loaded.config.rope_theta)
+    with open_checkpoint(loaded.path) as checkpoint:
         return judge_model(
             checkpoint,
             tables,
-            forward_of(decoder),
+            forward_of(loaded.decoder),
             lambda: GrowingKv(backend),
             [int(token) for token in prompt],
             num_generated,

@@ -170,7 +170,7 @@ class StepCommit:
             return 0
         if self._scheduler.num_waiting:
             ahead = self._scheduler.next_waiting(self._hint, len(members))
-            if ahead is not None and not self._cache.stays_blocked(*ahead, members):
+            if ahead is not None and not self._cache.stays_blocked(*ahead):
                 return 0
         return self._cache.decode_steps(members, steps) - 1
 

@@ -1,7 +1,7 @@
 """What goes into and comes out of a `ModelExecutor`: prefill, decode and mixed ("unified") batches.
 
 Upstream: `ferrum_interfaces::model_executor`, with the batch types and `metadata` of 0.7.7.
-Clauses: MX-INPUT-1..3, MX-OUTPUT-1..3, MX-UNIFIED-1..2 (specs/model_executor.md).
+Clauses: MX-INPUT-1..2, MX-OUTPUT-1..3, MX-UNIFIED-1..2 (specs/model_executor.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _batch_and_length(operation: str, input_ids: TensorRef) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class PrefillInput:
-    """A prompt, or a later chunk of one: `kv_cache` then holds the earlier tokens.  [MX-INPUT-1..3; D-44, D-66]
+    """A prompt, or a later chunk of one: `kv_cache` then holds the earlier tokens.  [MX-INPUT-1..2; D-44, D-66]
 
     input_ids `[batch, seq]` or `[seq]`; attention_mask `[batch, seq]`, 1 = real token, padding on the right;
     position_ids `[batch, seq]` absolute, None = cached length onward. `last_only` (an extension) asks for the logits

@@ -125,6 +125,8 @@ class TemperatureProcessor(LogitsProcessor):
     Raises InvalidParameterError for a T that is negative, NaN or infinite.
     """
 
+    temperature: float
+
     def __init__(self, temperature: float, *, priority: ProcessorPriority = ProcessorPriority.Low) -> None:
         self.temperature = _number("TemperatureProcessor", "temperature", temperature, low=0.0, open_low=False)
         self._priority = priority
@@ -150,6 +152,8 @@ class TopKProcessor(LogitsProcessor):
 
     k = 0 and k >= V keep everything. Raises InvalidParameterError for a negative k.
     """
+
+    k: int
 
     def __init__(self, k: int, *, exact_k: bool = False) -> None:
         if k < 0:
@@ -179,6 +183,8 @@ class TopPProcessor(LogitsProcessor):
     stays. p >= 1 keeps everything. Raises InvalidParameterError for p <= 0 or NaN.
     Source: Holtzman et al. 2020, "The curious case of neural text degeneration".
     """
+
+    p: float
 
     def __init__(self, p: float) -> None:
         self.p = _number("TopPProcessor", "p", p, low=0.0, open_low=True)
@@ -228,6 +234,8 @@ class RepetitionPenaltyProcessor(LogitsProcessor):
     token_frequencies is not consulted. Raises InvalidParameterError for a penalty <= 0 or NaN (D-70).
     Source: Keskar et al. 2019, "CTRL", section 4.1.
     """
+
+    penalty: float
 
     def __init__(self, penalty: float) -> None:
         self.penalty = _number("RepetitionPenaltyProcessor", "penalty", penalty, low=0.0, open_low=True)

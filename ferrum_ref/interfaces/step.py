@@ -153,8 +153,8 @@ class StepCache(BlockLender, Protocol):
     def register_blocks(self, sequence: SequenceState) -> None:
         """Make the full computed blocks findable by `match_prefix`."""
 
-    def stays_blocked(self, sequence: SequenceState, max_new_tokens: int, members: Sequence[SequenceState]) -> bool:
-        """Can `sequence` certainly not be admitted while `members` only decode. Pure."""
+    def stays_blocked(self, sequence: SequenceState, max_new_tokens: int) -> bool:
+        """Can `sequence` certainly not be admitted while the running requests only decode. Pure."""
 
     def decode_steps(self, members: Sequence[SequenceState], max_steps: int) -> int:
         """How many decode steps of `members`, this planned one included, the free blocks can serve. Pure."""

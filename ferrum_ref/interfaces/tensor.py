@@ -24,7 +24,7 @@ Array: TypeAlias = NDArray[Any]
 
 @runtime_checkable
 class TensorLike(Protocol):
-    """An n-dimensional array on some device; immutable by convention.  [TN-LIKE-1..9]
+    """An n-dimensional array on some device; immutable by convention.  [TN-LIKE-1..10]
 
     A backend's tensor class inherits from this one to get the provided methods. Without `to_numpy` there is no host
     access, and the methods built on it raise ModelError, as upstream's default bodies do.
@@ -239,7 +239,7 @@ class TensorFactory(ABC):
 
 
 class TensorOps(ABC):
-    """Primitive mathematics. Axes count from 0; only `softmax` takes negative ones.  [TN-OPS-1..12]
+    """Primitive mathematics. Axes count from 0; only `softmax` takes negative ones.  [TN-OPS-1..11]
 
     Bad shapes raise BackendError. NaN and infinities follow IEEE 754, without warnings.
     """

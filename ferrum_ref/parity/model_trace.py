@@ -132,9 +132,7 @@ def _layer(
     by_head = seen["qkv"].reshape(1, x.shape[0], heads + 2 * kv_heads, size)
     cos, sin = (table.astype(one.dtype) for table in tables)
     turned = rotary_embedding(by_head[:, :, : heads + kv_heads], cos, sin, np.arange(x.shape[0]))
-    mixed = attention(
-        turned[:, :, :heads], turned[:, :, heads:], by_head[:, :, heads + kv_heads :], size**-0.5, True
-    )
+    mixed = attention(turned[:, :, :heads], turned[:, :, heads:], by_head[:, :, heads + kv_heads :], size**-0.5, True)
     seen["attention"] = mixed.reshape(x.shape[0], heads * size)
     seen["after_attention"] = x + one.linear(seen["attention"], weights["output"])
     seen["ffn_norm"] = rms_norm(seen["after_attention"], weights["ffn_norm"], config.rms_norm_eps)

@@ -40,9 +40,10 @@ def judge(expected: Expected, got: Array) -> Verdict:
         return _refused(expected, f"shape {got.shape}, expected {expected.value.shape}")
     if got.dtype != expected.dtype:
         return _refused(expected, f"element type {got.dtype}, expected {expected.dtype}")
+    with np.errstate(invalid="ignore"):  # a signalling NaN
+        values = got.astype(np.float64)
     if expected.det is None:
-        return _judge_exact(expected, got)
-    values = got.astype(np.float64)
+        return _judge_exact(expected, values)
     ratios = _ratios(expected, values, expected.det)
     worst_det = _worst(ratios)
     worst_sharp, tier, bound = None, "det", expected.det
@@ -63,10 +64,10 @@ def _refused(expected: Expected, fault: str) -> Verdict:
     return Verdict(expected.name, float("inf"), None, fault)
 
 
-def _judge_exact(expected: Expected, got: Array) -> Verdict:
+def _judge_exact(expected: Expected, values: Array) -> Verdict:
     """Bit for bit: NaN agrees with NaN, and the sign of zero counts."""
-    wanted = expected.value.astype(expected.dtype)
-    values, targets = got.astype(np.float64), wanted.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        targets = expected.value.astype(np.float64)
     same = (values == targets) & (np.signbit(values) == np.signbit(targets)) | (np.isnan(values) & np.isnan(targets))
     ratios = np.where(same, 0.0, np.inf)
     worst = _worst(ratios)
@@ -98,9 +99,7 @@ def _describe(expected: Expected, got: Array, ratios: Array, bound: Array) -> Ve
     place = np.unravel_index(int(ratios.argmax()), ratios.shape)
     coordinates = tuple((axis, int(position)) for axis, position in zip(expected.axes, place, strict=True))
     value = float(np.asarray(expected.value)[place])
-    return Verdict(
-        expected.name, 0.0, None, "", coordinates, value, float(got[place]), float(np.asarray(bound)[place])
-    )
+    return Verdict(expected.name, 0.0, None, "", coordinates, value, float(got[place]), float(np.asarray(bound)[place]))
 
 
 def _index(verdict: Verdict) -> tuple[int, ...]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
-
 import simpy
 from simpy.events import EventPriority
 
 LATE = EventPriority(2)  # simpy's own are URGENT 0 and NORMAL 1
 
 
-def delay_until(now_s: float, at_s: float) -> float:
-    """A delay d with now_s + d == at_s in float64, for at_s >= now_s >= 0. Pure.  [SI-CLOCK-1]
+class Until(float):
+    """A delay that ends at an absolute time: now + Until(t) == t, whatever now is.  [SI-CLOCK-1]
 
-    at_s - now_s may be rounded so that adding it to now_s misses at_s by one unit in the last place.
+    simpy schedules by delay and adds it to the time. For some pairs of float64 times no delay leads from one to the
+    other (the sum rounds past it), and a stretch must end exactly where single steps would.
     """
-    delay_s = at_s - now_s
-    while now_s + delay_s < at_s:
-        delay_s = math.nextafter(delay_s, math.inf)
-    while now_s + delay_s > at_s:
-        delay_s = math.nextafter(delay_s, -math.inf)
-    return delay_s
+
+    __slots__ = ()
+
+    def __radd__(self, now_s: float) -> float:
+        return float(self)
 
 
 class LateEvent(simpy.Event):
@@ -28,8 +26,8 @@ class LateEvent(simpy.Event):
     request there, whichever of the two was scheduled first.  [SI-CLOCK-1]"""
 
     def happen_at(self, at_s: float) -> LateEvent:
-        """Schedule for exactly `at_s`; once. Mutates the environment."""
+        """Schedule for exactly `at_s`, which is not past; once. Mutates the environment."""
         self._ok = True
         self._value = None
-        self.env.schedule(self, LATE, delay_until(self.env.now, at_s))
+        self.env.schedule(self, LATE, Until(at_s))
         return self

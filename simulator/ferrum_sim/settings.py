@@ -9,6 +9,8 @@ from ferrum_ref.errors import InvalidParameterError
 from ferrum_sim.metrics.summary import SummaryOptions
 
 UNLIMITED = 2**31
+LARGEST_BLOCK_TOKENS = 2**16
+LARGEST_POOL_BLOCKS = 2**24
 POLICIES = ("fcfs", "priority")
 
 
@@ -51,6 +53,11 @@ class EngineSettings:
         require_at_least("EngineSettings", 1, max_num_batched_tokens=self.max_num_batched_tokens)
         require_at_least("EngineSettings", 1, max_num_seqs=self.max_num_seqs)
         require_at_least("EngineSettings", 0, max_waiting_requests=self.max_waiting_requests)
+        if self.block_size > LARGEST_BLOCK_TOKENS or self.num_blocks > LARGEST_POOL_BLOCKS:
+            raise InvalidParameterError(
+                f"EngineSettings: {self.num_blocks} blocks of {self.block_size} tokens; expected at most "
+                f"{LARGEST_POOL_BLOCKS} blocks of at most {LARGEST_BLOCK_TOKENS}"
+            )
         if self.policy not in POLICIES:
             raise InvalidParameterError(
                 f"EngineSettings: policy is '{self.policy}'; expected one of {', '.join(POLICIES)}"

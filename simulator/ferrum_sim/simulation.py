@@ -7,7 +7,7 @@ from typing import Any
 
 import simpy
 
-from ferrum_sim.clock import delay_until
+from ferrum_sim.clock import Until
 from ferrum_sim.cost_model.batch import CostModel
 from ferrum_sim.engine import build_engine
 from ferrum_sim.metrics.records import RequestRecord, RunRecord
@@ -32,7 +32,7 @@ def simulate(
     The result does not depend on `step_by_step`, to the last bit. `check` verifies conservation after every commit.
     Raises InternalError when an invariant of the engine breaks.
     """
-    env = simpy.Environment()
+    env = simpy.Environment(0.0)
     replica = Replica(env, build_engine(settings), cost_model, step_by_step=step_by_step, check=check)
     records = tuple(RequestRecord(request) for request in workload.requests)
     env.process(_arrivals(env, records, replica, on_progress))
@@ -49,7 +49,7 @@ def _arrivals(
     for record in records:
         arrival_s = record.request.arrival_s
         if arrival_s > env.now:
-            yield env.timeout(delay_until(env.now, arrival_s))
+            yield env.timeout(Until(arrival_s))
         replica.deliver(record)
         if on_progress is not None:
             on_progress(replica.num_done, len(records))

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import honest
+import honest_attention
 import numpy as np
-from honest import F32, Array, stored, wide
+from honest_sums import F32, Array, dot_blas, dot_sequential, stored, total_pairwise, wide
 
 from ferrum_ref.parity.ops.operation import Inputs
 
@@ -57,12 +58,12 @@ def without_variance(inputs: Inputs) -> tuple[Array, ...]:
 def residual_rounded_before_norm(inputs: Inputs) -> tuple[Array, ...]:
     x, residual, weight = wide(inputs, "x", "residual", "weight")
     (joined,) = stored(inputs, x + residual)
-    root = honest.root_mean(joined.astype(F32), inputs.settings["eps"], honest.total_pairwise, False)
+    root = honest.root_mean(joined.astype(F32), inputs.settings["eps"], total_pairwise, False)
     return (*stored(inputs, joined.astype(F32) * root * weight), joined)
 
 
 def residual_not_returned(inputs: Inputs) -> tuple[Array, ...]:
-    normed, _ = honest.rms_norm_residual(honest.total_pairwise, "plain")(inputs)
+    normed, _ = honest.rms_norm_residual(total_pairwise, "plain")(inputs)
     return normed, inputs.arrays["residual"].copy()
 
 
@@ -94,16 +95,16 @@ def first_position_for_all(inputs: Inputs) -> tuple[Array, ...]:
 
 
 def attention_with(change: Callable[..., tuple[Any, ...]]) -> Kernel:
-    """`change(q, k, v, visible, scale)` of one sequence, heads apart, may alter any of them before the honest kernel."""
+    """`change(q, k, v, visible, params)` of one sequence, heads apart, alters what the honest kernel then gets."""
 
     def run(inputs: Inputs) -> tuple[Array, ...]:
         q, k, v = wide(inputs, "q", "k", "v")
         params = inputs.settings["params"]
         out = np.zeros(q.shape, dtype=F32)
         for batch in range(q.shape[0]):
-            visible = honest.seen(q.shape[1], k.shape[1], params)
-            parts = change(*honest.heads(q[batch], k[batch], v[batch]), visible, params)
-            out[batch] = honest.attend_whole(*parts, "plain", None).swapaxes(0, 1)
+            visible = honest_attention.seen(q.shape[1], k.shape[1], params)
+            parts = change(*honest_attention.heads(q[batch], k[batch], v[batch]), visible, params)
+            out[batch] = honest_attention.attend_whole(*parts, "plain", None).swapaxes(0, 1)
         return stored(inputs, out)
 
     return run
@@ -145,8 +146,8 @@ def no_rescale(inputs: Inputs) -> tuple[Array, ...]:
     params = inputs.settings["params"]
     out = np.zeros(q.shape, dtype=F32)
     for batch in range(q.shape[0]):
-        qs, ks, vs = honest.heads(q[batch], k[batch], v[batch])
-        visible = honest.seen(q.shape[1], k.shape[1], params)
+        qs, ks, vs = honest_attention.heads(q[batch], k[batch], v[batch])
+        visible = honest_attention.seen(q.shape[1], k.shape[1], params)
         total, mixed = np.zeros((*qs.shape[:2], 1), dtype=F32), np.zeros(qs.shape, dtype=F32)
         top = np.full_like(total, -np.inf)
         for start in range(0, k.shape[1], 8):
@@ -165,20 +166,20 @@ def no_rescale(inputs: Inputs) -> tuple[Array, ...]:
 
 
 def paged_with(change: Callable[[Inputs], Inputs]) -> Kernel:
-    return lambda inputs: honest.paged_attention("plain")(change(inputs))
+    return lambda inputs: honest_attention.paged_attention("plain")(change(inputs))
 
 
 def last_partial_block_dropped(inputs: Inputs) -> tuple[Array, ...]:
-    queries, pairs = honest.gathered(inputs)
+    queries, pairs = honest_attention.gathered(inputs)
     params, block = inputs.settings["params"], inputs.case.sizes["block"]
     out = np.zeros(queries.shape, dtype=F32)
     for batch, (k, v) in enumerate(pairs):
-        visible = honest.seen(queries.shape[1], k.shape[0], params).copy()
+        visible = honest_attention.seen(queries.shape[1], k.shape[0], params).copy()
         whole = k.shape[0] // block * block
         if whole:
             visible[:, whole:] = False
-        arguments = (*honest.heads(queries[batch], k, v), visible, params.softmax_scale)
-        out[batch] = honest.attend_whole(*arguments, "plain", None).swapaxes(0, 1)
+        arguments = (*honest_attention.heads(queries[batch], k, v), visible, params.softmax_scale)
+        out[batch] = honest_attention.attend_whole(*arguments, "plain", None).swapaxes(0, 1)
     return stored(inputs, out.reshape(inputs.arrays["q"].shape))
 
 
@@ -197,7 +198,7 @@ def stale_slot_read(inputs: Inputs) -> tuple[Array, ...]:
     lens, block = inputs.settings["lens"], inputs.case.sizes["block"]
     room = inputs.settings["table"].shape[1] * block if len(lens) else 0
     longer = np.where(lens > 0, np.minimum(lens + 1, room), 0)
-    return honest.paged_attention("plain")(with_arrays(with_settings(inputs, lens=longer), **caches))
+    return honest_attention.paged_attention("plain")(with_arrays(with_settings(inputs, lens=longer), **caches))
 
 
 def unused_slots_multiplied_by_zero(inputs: Inputs) -> tuple[Array, ...]:
@@ -212,9 +213,9 @@ def unused_slots_multiplied_by_zero(inputs: Inputs) -> tuple[Array, ...]:
         k, v = (inputs.arrays[name][blocks].astype(F32) for name in ("k_cache", "v_cache"))
         k, v = (part.reshape(-1, *part.shape[2:]) for part in (k, v))
         visible = np.zeros((queries.shape[1], k.shape[0]), dtype=bool)
-        visible[:, : int(length)] = honest.seen(queries.shape[1], int(length), params)
-        arguments = (*honest.heads(queries[batch], k, v), visible, params.softmax_scale)
-        out[batch] = honest.attend_whole(*arguments, "plain", None).swapaxes(0, 1)
+        visible[:, : int(length)] = honest_attention.seen(queries.shape[1], int(length), params)
+        arguments = (*honest_attention.heads(queries[batch], k, v), visible, params.softmax_scale)
+        out[batch] = honest_attention.attend_whole(*arguments, "plain", None).swapaxes(0, 1)
     return stored(inputs, out.reshape(inputs.arrays["q"].shape))
 
 
@@ -239,14 +240,14 @@ def tail_of_k_dropped(inputs: Inputs) -> tuple[Array, ...]:
     size = inputs.arrays["x"].shape[-1]
     whole = size // 8 * 8 or size
     cut = with_arrays(inputs, x=inputs.arrays["x"][..., :whole], weight=inputs.arrays["weight"][:, :whole])
-    return honest.linear(honest.dot_blas)(cut)
+    return honest.linear(dot_blas)(cut)
 
 
 def sixteen_bit_accumulator(inputs: Inputs) -> tuple[Array, ...]:
     narrow = np.float16 if inputs.storage.name == "fp32" else inputs.storage.numpy_dtype
     x, weight = inputs.arrays["x"].astype(narrow), inputs.arrays["weight"].astype(narrow)
     rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
-    total = honest.dot_sequential(rows, weight.T)
+    total = dot_sequential(rows, weight.T)
     return stored(inputs, total.astype(F32).reshape(*x.shape[:-1], weight.shape[0]))
 
 
@@ -256,13 +257,13 @@ def undeclared_tf32(inputs: Inputs) -> tuple[Array, ...]:
         return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(F32)
 
     x, weight = (cut(np.ascontiguousarray(part)) for part in wide(inputs, "x", "weight"))
-    return honest.linear(honest.dot_blas)(with_arrays(inputs, x=x, weight=weight))
+    return honest.linear(dot_blas)(with_arrays(inputs, x=x, weight=weight))
 
 
 def weight_not_transposed(inputs: Inputs) -> tuple[Array, ...]:
     x, weight = inputs.arrays["x"], inputs.arrays["weight"]
     wrong = np.ascontiguousarray(weight).reshape(weight.shape[::-1]).T
-    return honest.linear(honest.dot_blas)(with_arrays(inputs, x=x, weight=wrong))
+    return honest.linear(dot_blas)(with_arrays(inputs, x=x, weight=wrong))
 
 
 def maximum_not_subtracted(inputs: Inputs) -> tuple[Array, ...]:
@@ -309,7 +310,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("attention", "scale from the padded head size", attention_with(scale_of_padded_head)),
     Mutant("attention", "mean of V", attention_with(mean_of_values)),
     Mutant("attention", "online softmax without rescale", no_rescale),
-    Mutant("attention", "probabilities rounded, undeclared", honest.attention("rounded P"), ("bf16",)),
+    Mutant("attention", "probabilities rounded, undeclared", honest_attention.attention("rounded P"), ("bf16",)),
     Mutant("paged_attention", "last partial block dropped", last_partial_block_dropped),
     Mutant("paged_attention", "wrong page at one block", paged_with(wrong_page_at_one_block)),
     Mutant("paged_attention", "stale slot read", stale_slot_read),

@@ -9,6 +9,8 @@ import numpy as np
 from ferrum_ref.parity.error_model import ErrorModel
 from ferrum_ref.parity.units import Array
 
+TINY = float(np.finfo(np.float64).tiny)  # keeps an infinite gamma from meeting a zero
+
 
 def dot_error(model: ErrorModel, left: Array, right: Array, value: Array, more_roundings: int = 0) -> Array:
     """e of value = left @ right over K terms.
@@ -23,7 +25,8 @@ def dot_error(model: ErrorModel, left: Array, right: Array, value: Array, more_r
     factor = 2.0 * model.factor_unit + model.factor_unit**2
     roundings = float(model.dot_roundings(num_terms)) + more_roundings
     growth = model.gamma(roundings)
-    error: Array = (growth + factor * (1.0 + growth) + model.extra) * magnitude + num_terms * model.underflow
+    growth = growth + (factor * (1.0 + growth) if factor else 0.0) + model.extra
+    error: Array = np.where(magnitude > 0.0, growth * np.maximum(magnitude, TINY), 0.0) + num_terms * model.underflow
     if not model.sharp or num_terms == 0:
         return error
     spread = np.sqrt(np.square(left) @ np.square(right))

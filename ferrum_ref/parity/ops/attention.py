@@ -82,7 +82,7 @@ class Attention(Operation):
         case("needle", small=False, B=1, T=1, S=4096, H=8, G=1, D=64, causal=True, place=4079),
         case("needle", small=False, B=1, T=2, S=16384, H=2, G=1, D=64, causal=True, place=8192),
         case(IID, small=False, B=1, T=1, S=16384, H=3, G=1, D=64, causal=True),
-        case("needle", small=False, B=1, T=1, S=131072, H=1, G=1, D=64, causal=True, place=131071),
+        case("needle", small=False, B=1, T=1, S=131072, H=1, G=1, D=16, causal=True, place=131071),
     )
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:

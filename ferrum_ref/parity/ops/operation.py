@@ -55,7 +55,8 @@ class Inputs:
 
     def exact(self, name: str) -> Array:
         """The stored values of one array as float64: an exact conversion."""
-        return np.asarray(self.arrays[name]).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN in a slot that nobody reads
+            return np.asarray(self.arrays[name]).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,4 @@ def bounded(
 ) -> Expected:
     """An output with the bounds that `errors`, one for each of `models`, have once the result is stored."""
     bounds = [model.stored(error, value) for model, error in zip(models, errors, strict=True)]
-    return Expected(
-        name, value, axes, models[0].storage.numpy_dtype, bounds[0], bounds[1] if len(bounds) > 1 else None
-    )
+    return Expected(name, value, axes, models[0].storage.numpy_dtype, bounds[0], bounds[1] if len(bounds) > 1 else None)

@@ -94,9 +94,7 @@ class PagedAttention(Operation):
         return [bounded("o", value, axes, models, [error.reshape(q.shape) for error in errors])]
 
 
-def block_table(
-    lens: Sequence[int], block: int, rng: np.random.Generator, shared: int = 0
-) -> tuple[Array, int]:
+def block_table(lens: Sequence[int], block: int, rng: np.random.Generator, shared: int = 0) -> tuple[Array, int]:
     """(B, max_blocks) block ids in random order and the number of blocks; unused entries name a block full of NaN."""
     counts = [-(-length // block) for length in lens]
     num_blocks = sum(counts) + NUM_SPARE_BLOCKS

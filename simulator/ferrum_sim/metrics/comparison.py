@@ -13,7 +13,8 @@ from ferrum_sim.metrics.intervals import CONFIDENCE, Interval, batch_means
 from ferrum_sim.metrics.records import FINISHED
 
 PAIRED = ("ttft_s", "tpot_s", "e2e_s", "queue_time_s")
-LOWER, HIGHER, UNCLEAR = "lower", "higher", "not distinguishable"
+LOWER, HIGHER, UNCLEAR = "really lower", "really higher", "not distinguishable"
+PROBABLY_LOWER, PROBABLY_HIGHER = "probably lower", "probably higher"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,11 @@ class PairedDifference:
 
     @property
     def verdict(self) -> str:
+        """What the interval says of 0; only "probably" where dependent batches make it too narrow. Pure."""
         if not self.difference.excludes_zero():
             return UNCLEAR
+        if self.difference.is_dependent:
+            return PROBABLY_LOWER if self.difference.mean < 0 else PROBABLY_HIGHER
         return LOWER if self.difference.mean < 0 else HIGHER
 
 

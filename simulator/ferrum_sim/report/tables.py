@@ -22,9 +22,16 @@ TITLES = {
 }
 
 
-def stdout_console() -> Console:
+class TableConsole(Console):
+    """A console that leaves a broken pipe to the caller (rich would end the process with code 1)."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def stdout_console() -> TableConsole:
     """A console of fixed width, so that equal runs print equal bytes wherever they print."""
-    return Console(width=TABLE_WIDTH, highlight=False)
+    return TableConsole(width=TABLE_WIDTH, highlight=False, markup=False, emoji=False)
 
 
 def seconds(value: float | None) -> str:
@@ -49,7 +56,17 @@ def number(value: float | None) -> str:
 
 def run_report(summary: dict[str, Any]) -> RenderableType:
     """The summary of one run as two tables. Pure."""
-    return Group(_latency_table(summary), _figures_table(summary), *_remarks(summary))
+    return Group(*_headline(summary), _latency_table(summary), _figures_table(summary), *_remarks(summary))
+
+
+def _headline(summary: dict[str, Any]) -> list[str]:
+    machine, limits = summary["machine"], summary["limits"]
+    return [
+        f"Workload: {summary['workload']['description']}",
+        f"Engine:   {machine['model']} on {machine['tensor_parallel']} x {machine['hardware']}, "
+        f"{limits['max_num_batched_tokens']:,} tokens a step, {limits['max_num_seqs']:,} requests at once, "
+        f"{limits['policy']}, prefix cache {'on' if limits['prefix_caching'] else 'off'}",
+    ]
 
 
 def _latency_table(summary: dict[str, Any]) -> Table:
@@ -87,7 +104,8 @@ def _figures_table(summary: dict[str, Any]) -> Table:
         f"{number(throughput['total_tokens_per_s'])} tokens/s in and out, over {seconds(throughput['elapsed_s'])}",
     )
     table.add_row("goodput", _goodput_text(goodput))
-    table.add_row("preemptions", f"{requests['preemptions']:,}, which hit {requests['preempted']:,} requests")
+    preemptions = f"{requests['preemptions']:,}, which hit {requests['preempted']:,} requests"
+    table.add_row("preemptions", preemptions if requests["preemptions"] else "none")
     table.add_row(
         "KV cache",
         f"{percent(kv_cache['mean_use'])} used on average, {percent(kv_cache['max_use'])} at most, of "
@@ -130,11 +148,17 @@ def comparison_report(
     differences: Sequence[list[PairedDifference]],
 ) -> RenderableType:
     """One column a value of `parameter`, then each value against the first, request by request. Pure."""
-    return Group(_side_by_side(parameter, values, summaries), _differences_table(parameter, values, differences))
+    headline = _headline(summaries[0])
+    headline[1] = headline[1].replace("Engine:  ", "First:   ")
+    headline.append(f"Varied:   {parameter}: {', '.join(values)}")
+    tables = (_side_by_side(parameter, values, summaries), _differences_table(parameter, values, differences))
+    is_dependent = any(row.difference.is_dependent for rows in differences for row in rows)
+    remark = "probably: neighbouring batches of requests agree, so the interval is too narrow; simulate more requests"
+    return Group(*headline, *tables, *([remark] if is_dependent else []))
 
 
 def _side_by_side(parameter: str, values: Sequence[str], summaries: Sequence[dict[str, Any]]) -> Table:
-    table = Table(title=f"The same requests under each {parameter}", title_justify="left", width=TABLE_WIDTH)
+    table = Table(title=f"The same requests under each {parameter}", title_justify="left")
     table.add_column(parameter, no_wrap=True)
     for value in values:
         table.add_column(value, justify="right")
@@ -155,9 +179,8 @@ def _side_by_side(parameter: str, values: Sequence[str], summaries: Sequence[dic
 
 def _differences_table(parameter: str, values: Sequence[str], differences: Sequence[list[PairedDifference]]) -> Table:
     table = Table(
-        title=f"Is the difference to {parameter} {values[0]} real? (paired by request, jointly 95 % sure)",
+        title=f"Is the difference to {parameter} {values[0]} real? Paired by request, jointly 95 % sure",
         title_justify="left",
-        width=TABLE_WIDTH,
     )
     for name in ("what", parameter, "difference of means", "verdict"):
         table.add_column(name, justify="left" if name in ("what", "verdict") else "right", no_wrap=True)
@@ -165,8 +188,7 @@ def _differences_table(parameter: str, values: Sequence[str], differences: Seque
         for row in rows:
             half_width = row.difference.half_width
             spread = " (too few pairs)" if half_width is None else f" ± {seconds(half_width)}"
-            note = ", batches dependent" if row.difference.is_dependent else ""
-            table.add_row(TITLES[row.metric], value, seconds(row.difference.mean) + spread, row.verdict + note)
+            table.add_row(TITLES[row.metric], value, seconds(row.difference.mean) + spread, row.verdict)
     return table
 
 

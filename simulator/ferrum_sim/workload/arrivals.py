@@ -31,12 +31,12 @@ class ArrivalProcess:
     def parse(text: str) -> ArrivalProcess:
         """From "poisson:4", "constant:4", "gamma:4,2" or "weibull:4,0.7". Pure.  [SI-ARRIVAL-1]
 
-        Raises InvalidParameterError for unknown names, rates <= 0 and shapes <= 0.
+        Raises InvalidParameterError for unknown names, rates <= 0 and second numbers outside 0.01..100.
         """
         operation = "arrival process"
         name, numbers = parse_spec(text, FORMS, operation)
         require(numbers[0] > 0, operation, text, "a rate > 0 requests per second")
-        require(len(numbers) < 2 or numbers[1] > 0, operation, text, "a second number > 0")
+        require(len(numbers) < 2 or 0.01 <= numbers[1] <= 100, operation, text, "a second number from 0.01 to 100")
         return ArrivalProcess(name, *numbers)
 
     def gaps_s(self, num_requests: int, rng: np.random.Generator) -> NDArray[np.float64]:

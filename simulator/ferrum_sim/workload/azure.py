@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ferrum_ref.errors import InvalidFormatError
 from ferrum_sim.workload.lines import bad_line, numbered_lines, whole_number
-from ferrum_sim.workload.request import SimRequest, Workload, fresh_run, order_by_arrival
+from ferrum_sim.workload.request import Workload, order_by_arrival, unshared_requests
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:([+-])(\d\d):(\d\d)|Z)?")
@@ -77,13 +77,10 @@ def _nanoseconds(path: Path, line_number: int, text: str) -> int:
 
 def _workload(path: Path, stamps_ns: list[int], lengths: list[tuple[int, int]]) -> Workload:
     first_ns = min(stamps_ns)
-    requests = []
-    next_id = 0
-    for index, (stamp_ns, (prompt, output)) in enumerate(zip(stamps_ns, lengths, strict=True)):
-        arrival_s = (stamp_ns - first_ns) / NANOSECONDS
-        run = fresh_run(next_id, prompt)
-        requests.append(SimRequest(index, arrival_s, prompt, output, (run,)))
-        next_id = sum(run)
-    ordered, num_out_of_order = order_by_arrival(requests)
+    rows = (
+        ((stamp_ns - first_ns) / NANOSECONDS, prompt, output)
+        for stamp_ns, (prompt, output) in zip(stamps_ns, lengths, strict=True)
+    )
+    ordered, num_out_of_order = order_by_arrival(unshared_requests(rows))
     notes = (f"{path.name}: {num_out_of_order} lines are earlier than the line above; sorted by time",)
     return Workload(ordered, f"{path.name}, {len(ordered)} requests", notes if num_out_of_order else ())

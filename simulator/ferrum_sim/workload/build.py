@@ -16,7 +16,7 @@ from ferrum_sim.workload.synthetic import SyntheticSpec, embedded_chat, generate
 from ferrum_sim.workload.traces import read_trace
 
 DEFAULT_NUM_REQUESTS = 1000
-DEFAULT_PROMPT_TOKENS = "lognormal:700,0.9,8000"
+DEFAULT_PROMPT_TOKENS = "lognormal:700,0.9,6900"
 DEFAULT_OUTPUT_TOKENS = "lognormal:150,0.7,1000"
 PRIORITY_STREAM = 0x5052494F
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from ferrum_ref.errors import InvalidParameterError
@@ -44,10 +45,11 @@ class Workload:
     def __post_init__(self) -> None:
         previous_s = 0.0
         for position, request in enumerate(self.requests):
-            if request.index != position or request.arrival_s < previous_s:
+            if request.index != position or not previous_s <= request.arrival_s < math.inf:
                 raise InvalidParameterError(
                     f"Workload: requests[{position}] has index {request.index} and arrival_s {request.arrival_s}; "
-                    f"expected index {position} and arrival_s >= {previous_s}; build it with `order_by_arrival`"
+                    f"expected index {position} and a finite arrival_s >= {previous_s}: order requests by arrival, and "
+                    "use rates that give finite times"
                 )
             previous_s = request.arrival_s
 
@@ -87,6 +89,17 @@ def fresh_run(next_id: int, num_tokens: int) -> tuple[int, int]:
     """(first id, num_tokens) for a prompt that shares nothing: from `next_id`, or from 0 where the ids would run out
     (after four billion tokens, long after the cache has forgotten the first). Pure."""
     return (next_id if next_id + num_tokens <= NUM_TOKEN_IDS else 0, num_tokens)
+
+
+def unshared_requests(rows: Iterable[tuple[float, int, int]]) -> list[SimRequest]:
+    """Requests (arrival_s, prompt tokens, output tokens) whose prompts have token ids of their own. Pure."""
+    requests = []
+    next_id = 0
+    for index, (arrival_s, num_prompt_tokens, num_output_tokens) in enumerate(rows):
+        run = fresh_run(next_id, num_prompt_tokens)
+        requests.append(SimRequest(index, arrival_s, num_prompt_tokens, num_output_tokens, (run,)))
+        next_id = sum(run)
+    return requests
 
 
 def order_by_arrival(requests: Sequence[SimRequest]) -> tuple[tuple[SimRequest, ...], int]:

@@ -33,7 +33,7 @@ def embedded_chat(rate_per_s: float = 8.0, num_requests: int = 600) -> Synthetic
     """
     return SyntheticSpec(
         ArrivalProcess("poisson", rate_per_s),
-        LengthDistribution("lognormal", (700.0, 0.9, 8000.0)),
+        LengthDistribution("lognormal", (700.0, 0.9, 6900.0)),
         LengthDistribution("lognormal", (150.0, 0.7, 1000.0)),
         num_requests,
         num_shared_prefixes=8,

@@ -1,6 +1,6 @@
 """Small parts for engine tests: a byte tokenizer, and an executor whose next token is a hash of what the cache holds.
 
-The executor writes each token into the slots that the block table names and reads the whole history back from there, so a
+The executor writes each token into the slots that the block table names and reads the whole history back from there: a
 wrong block table, a stale block or a lost token changes the text that follows.
 """
 
@@ -98,13 +98,16 @@ class HashExecutor:
     slots: np.ndarray = field(init=False)
     gate: threading.Event = field(default_factory=threading.Event)
     num_steps: int = 0
+    is_held: bool = False
 
     def __post_init__(self) -> None:
         self.slots = np.full(self.num_blocks * self.block_size, -1, dtype=np.int64)
         self.gate.set()
 
     def execute_unified(self, batch: UnifiedBatch) -> list[np.ndarray | None]:
-        assert self.gate.wait(30)
+        self.is_held = not self.gate.is_set()
+        assert self.gate.wait(10)
+        self.is_held = False
         self.before(batch)
         self.num_steps += 1
         return [self._one(item) for item in batch.items]
@@ -158,6 +161,11 @@ class Setup:
             max_num_seqs=max_num_seqs,
             clock=clock,
         )
+
+    async def until_held(self) -> None:
+        """Wait until a step is in flight and held up by the executor's gate."""
+        while not self.executor.is_held:
+            await asyncio.sleep(0.001)
 
     async def require_clean(self) -> None:
         """Every block free, every reference count zero, the books balanced."""

@@ -48,9 +48,9 @@ def test_a_request_may_come_while_a_step_is_in_flight(tools: Any) -> None:
         async with setup.engine as engine:
             setup.executor.gate.clear()
             first = asyncio.create_task(engine.infer(tools.request("first")))
-            await asyncio.sleep(0.02)  # the step hangs in the worker; the event loop does not
+            await setup.until_held()  # the step hangs in the worker; the event loop does not
             second = asyncio.create_task(engine.infer(tools.request("second")))
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0)
             assert not first.done()
             assert (await engine.status()).queued_requests == 1
             setup.executor.gate.set()

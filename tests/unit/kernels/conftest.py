@@ -1,7 +1,7 @@
 """Error bounds for the kernels' tests, written from the rounding model alone: no code of the package is used.
 
-u is the unit roundoff of the arithmetic, gamma(n) = n u / (1 - n u) (Higham 2002, section 3.1). A result y with an error of
-at most e before the store is off by at most (1 + u_s) e + u_s |y| + eta_s after it.
+u is the unit roundoff of the arithmetic, gamma(n) = n u / (1 - n u) (Higham 2002, section 3.1). A result y with an
+error of at most e before the store is off by at most (1 + u_s) e + u_s |y| + eta_s after it.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Bounds:
         mean = (p * e).sum(-1, keepdims=True)
         return self.stored(p * (e + mean + self.gamma(scores.shape[-1]) + self.u), p)
 
-    def attention(self, scores, magnitude, p, v, o):
+    def attention(self, scores, magnitude, p, v, o, head_dim: int):
         """scores and magnitude = scale sum |q k| (..., Sq, Skv), p (..., Sq, Skv), v (..., Skv, D), o (..., Sq, D)."""
         top = np.where(p > 0, scores, -np.inf).max(-1, keepdims=True)
         top = np.where(np.isfinite(top), top, 0.0)
-        e = self.gamma(64 + 256) * magnitude + 3 * self.u * np.abs(scores) + self.u * np.abs(scores - top) + self.tau
+        e = self.gamma(head_dim) * magnitude + 3 * self.u * np.abs(scores) + self.u * np.abs(scores - top) + self.tau
         e = np.where(p > 0, e, 0.0)
         spread = np.abs(v[..., None, :, :] - o[..., :, None, :])
         mixed = np.einsum("...ij,...ijd->...id", p * e, spread)

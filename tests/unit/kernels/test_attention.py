@@ -46,7 +46,7 @@ def in_float64(q, k, v, scale, seen):
 
 def assert_within_the_bound(ours, q, k, v, scale, seen, bounds):
     o, scores, magnitude, p, values = in_float64(q, k, v, scale, seen)
-    limit = bounds(ours.dtype).attention(scores, magnitude, p, values, np.moveaxis(o, 2, 1))
+    limit = bounds(ours.dtype).attention(scores, magnitude, p, values, np.moveaxis(o, 2, 1), q.shape[3])
     assert (np.abs(ours.astype(np.float64) - o) <= np.moveaxis(limit, 1, 2)).all()
 
 

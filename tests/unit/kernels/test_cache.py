@@ -5,7 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ferrum_ref.errors import BackendError, InvalidParameterError, ShapeError
@@ -14,6 +14,9 @@ from ferrum_ref.kernels.cache import write_kv
 
 @pytest.mark.clause("KN-WRITEKV-1", "KN-WRITEKV-2")
 @given(st.lists(st.integers(-3, 11), max_size=14), st.sampled_from([(12,), (3, 4), (2, 3, 2)]), st.booleans())
+@example([5, 4], (12,), True)  # a run, but not in order
+@example([2, 2, 4], (3, 4), False)  # as long as a run
+@example([3, 4, 5], (3, 4), False)
 def test_equals_a_plain_loop(slots, lead, as_array):
     cache = np.random.default_rng(0).standard_normal((*lead, 2, 3)).astype(ml_dtypes.bfloat16)
     rows = np.random.default_rng(1).standard_normal((len(slots), 2, 3)).astype(ml_dtypes.bfloat16)

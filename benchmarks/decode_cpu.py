@@ -1,0 +1,305 @@
+#!/usr/bin/env python3
+"""Decode and prefill speed of the numpy reference beside transformers in float32: same weights, same threads, same run.
+
+    python benchmarks/decode_cpu.py [MODEL] [--threads N] [--rounds 5] [--json OUT]
+
+Each engine lives in a process of its own, so its peak memory is its own, and the two take turns round by round, so a
+busy machine slows both. Both run the bare forward loop with greedy choice; transformers under `inference_mode` with
+its default attention and the logits of the last position only. Figures are medians over the rounds. MODEL is a pulled
+model's name or a path; its weights are dequantised once and handed to both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ENGINES = ("numpy", "transformers")
+PAUSE_S = 0.2  # lets the other engine's idle threads go to sleep
+
+
+def main() -> int:
+    args = parse_args()
+    if args.worker:
+        return work(args)
+    load_s = [ask_once(args, "numpy")["load_s"] for _ in range(args.rounds)]
+    workers = {engine: Worker(args, engine) for engine in ENGINES}
+    try:
+        loads = {engine: worker.read() for engine, worker in workers.items()}
+        rounds: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
+        for number in range(args.rounds + 1):
+            for engine in ENGINES if number % 2 else reversed(ENGINES):
+                time.sleep(PAUSE_S)
+                found = workers[engine].ask("round")
+                if number:  # the first round warms up
+                    rounds[engine].append(found)
+        memory = {engine: workers[engine].ask("memory") for engine in ENGINES}
+    finally:
+        for worker in workers.values():
+            worker.stop()
+    report = summarise(args, load_s, loads, rounds, memory)
+    show(report)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="smollm2-135m", metavar="MODEL")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each engine (default: all cores)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures, dated, with the machine in them")
+    parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+class Worker:
+    """One engine's process: a line of text in, a line of JSON out."""
+
+    def __init__(self, args: argparse.Namespace, engine: str, *options: str) -> None:
+        words = [sys.executable, __file__, args.model, "--worker", engine, *options]
+        words += ["--prompt-tokens", str(args.prompt_tokens), "--new-tokens", str(args.new_tokens)]
+        words += ["--threads", str(args.threads)]
+        names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        environment = {**os.environ, **dict.fromkeys(names, str(args.threads))}
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, command: str) -> dict[str, Any]:
+        self._process.stdin.write(command + "\n")  # type: ignore[union-attr]
+        self._process.stdin.flush()  # type: ignore[union-attr]
+        return self.read()
+
+    def read(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()  # type: ignore[union-attr]
+        if not line:
+            raise SystemExit(f"benchmark: a worker ended with code {self._process.wait()}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def stop(self) -> None:
+        self._process.stdin.close()  # type: ignore[union-attr]
+        self._process.wait()
+
+
+def ask_once(args: argparse.Namespace, engine: str) -> dict[str, Any]:
+    """What a fresh process says after loading."""
+    worker = Worker(args, engine, "--once")
+    try:
+        return worker.read()
+    finally:
+        worker.stop()
+
+
+def work(args: argparse.Namespace) -> int:
+    """The worker's loop."""
+    import numpy as np
+
+    engine = {"numpy": NumpyEngine, "transformers": TransformersEngine}[args.worker](args)
+    say({"load_s": engine.load_s, "weights_bytes": engine.weights_bytes})
+    if args.once:
+        return 0
+    prompt = np.random.default_rng(0).integers(0, engine.vocab_size, args.prompt_tokens).tolist()
+    for line in sys.stdin:
+        if line.strip() == "memory":
+            say({"peak_bytes": peak_bytes()})
+            continue
+        began_s = time.perf_counter()
+        token = engine.prefill(prompt)
+        prefilled_s = time.perf_counter()
+        tokens = [token]
+        for _ in range(args.new_tokens):
+            tokens.append(engine.decode(tokens[-1]))
+        ended_s = time.perf_counter()
+        say({"prefill_s": prefilled_s - began_s, "decode_s": ended_s - prefilled_s, "tokens": tokens})
+    return 0
+
+
+class NumpyEngine:
+    """The reference: contiguous K/V, one sequence."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from ferrum_ref.assembly import load_model
+
+        began_s = time.perf_counter()
+        loaded = load_model(args.model)
+        self.load_s = time.perf_counter() - began_s
+        self.weights_bytes = loaded.decoder.weights.num_bytes()
+        self.vocab_size = loaded.config.vocab_size
+        self._llm = loaded.new_llm()
+        self._position = 0
+
+    def prefill(self, prompt: list[int]) -> int:
+        self._llm.reset()
+        self._position = len(prompt)
+        return int(self._llm.prefill("a", prompt).argmax())
+
+    def decode(self, token: int) -> int:
+        self._position += 1
+        return int(self._llm.decode("a", token, self._position - 1).argmax())
+
+
+class TransformersEngine:
+    """LlamaForCausalLM in float32 with the same dequantised weights."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        from ferrum_ref.models.checkpoint import open_checkpoint
+        from ferrum_ref.models.source import resolve_model
+
+        torch.set_num_threads(args.threads)
+        self._torch = torch
+        began_s = time.perf_counter()
+        with open_checkpoint(resolve_model(args.model)) as checkpoint:
+            config = checkpoint.config
+            self._model = LlamaForCausalLM(
+                LlamaConfig(
+                    vocab_size=config.vocab_size,
+                    hidden_size=config.hidden_size,
+                    intermediate_size=config.intermediate_size,
+                    num_hidden_layers=config.num_layers,
+                    num_attention_heads=config.num_heads,
+                    num_key_value_heads=config.num_kv_heads,
+                    head_dim=config.head_dim,
+                    max_position_embeddings=config.max_position_embeddings,
+                    rms_norm_eps=config.rms_norm_eps,
+                    rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+                    tie_word_embeddings=config.tie_word_embeddings,
+                    attention_bias=config.attention_bias,
+                    mlp_bias=config.mlp_bias,
+                )
+            ).eval()
+            with torch.no_grad():
+                for name, parameter in self._model.named_parameters():
+                    parameter.copy_(torch.from_numpy(checkpoint.read(name)))
+        self.load_s = time.perf_counter() - began_s
+        self.weights_bytes = sum(p.numel() * p.element_size() for p in self._model.parameters())
+        self.vocab_size = config.vocab_size
+        self._cache: Any = None
+
+    def prefill(self, prompt: list[int]) -> int:
+        self._cache = None
+        return self._forward([prompt])
+
+    def decode(self, token: int) -> int:
+        return self._forward([[token]])
+
+    def _forward(self, ids: list[list[int]]) -> int:
+        torch = self._torch
+        with torch.inference_mode():
+            out = self._model(torch.tensor(ids), past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            self._cache = out.past_key_values
+            return int(out.logits[0, -1].argmax())
+
+
+def say(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def summarise(
+    args: argparse.Namespace,
+    load_s: list[float],
+    loads: dict[str, dict[str, Any]],
+    rounds: dict[str, list[dict[str, Any]]],
+    memory: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    engines = {}
+    for engine in ENGINES:
+        prefill = [args.prompt_tokens / found["prefill_s"] for found in rounds[engine]]
+        decode = [args.new_tokens / found["decode_s"] for found in rounds[engine]]
+        engines[engine] = {
+            "prefill_tokens_per_s": statistics.median(prefill),
+            "decode_tokens_per_s": statistics.median(decode),
+            "prefill_rounds": prefill,
+            "decode_rounds": decode,
+            "load_s": statistics.median(load_s) if engine == "numpy" else loads[engine]["load_s"],
+            "weights_bytes": loads[engine]["weights_bytes"],
+            "peak_memory_bytes": memory[engine]["peak_bytes"],
+        }
+    ours, theirs = (engines[engine] for engine in ENGINES)
+    tokens = [found["tokens"] for engine in ENGINES for found in rounds[engine]]
+    return {
+        "benchmark": "decode_cpu",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "model": Path(args.model).name,
+        "threads": args.threads,
+        "prompt_tokens": args.prompt_tokens,
+        "new_tokens": args.new_tokens,
+        "rounds": args.rounds,
+        "engines": engines,
+        "numpy_over_transformers": {
+            "decode": ours["decode_tokens_per_s"] / theirs["decode_tokens_per_s"],
+            "prefill": ours["prefill_tokens_per_s"] / theirs["prefill_tokens_per_s"],
+        },
+        "same_tokens": all(found == tokens[0] for found in tokens),
+        "machine": machine(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    import numpy as np
+    import torch
+    import transformers
+
+    facts: dict[str, str] = {}
+    if Path("/proc/cpuinfo").exists():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            facts.setdefault(name.strip(), value.strip())
+    flags = facts.get("flags", "").split()
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload,index]
+    return {
+        "cpu": facts.get("model name", platform.processor()),
+        "cores": os.cpu_count(),
+        "vector_units": [flag for flag in ("avx2", "avx512f", "amx_tile") if flag in flags],
+        "load_average": os.getloadavg()[0],
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": f"{blas['name']} {blas['version']}",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def show(report: dict[str, Any]) -> None:
+    print(f"{report['model']}, {report['threads']} threads, medians of {report['rounds']} rounds taken in turn")
+    print(f"{'':14}{'decode tok/s':>14}{'prefill tok/s':>15}{'load s':>9}{'peak MB':>10}")
+    for engine, found in report["engines"].items():
+        print(
+            f"{engine:14}{found['decode_tokens_per_s']:14.1f}{found['prefill_tokens_per_s']:15.0f}"
+            f"{found['load_s']:9.2f}{found['peak_memory_bytes'] / 1e6:10.0f}"
+        )
+    ratio = report["numpy_over_transformers"]
+    print(f"{'ratio':14}{ratio['decode']:14.2f}{ratio['prefill']:15.2f}")
+    print(f"same greedy tokens in every round of both: {'yes' if report['same_tokens'] else 'NO'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
