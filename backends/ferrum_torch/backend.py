@@ -70,12 +70,15 @@ class TorchBackend(ComputeBackend):
         )
 
     def tensor_ops(self) -> TorchTensorOps:
+        self._check_open("tensor_ops")
         return self._tensor_ops
 
     def tensor_factory(self) -> TorchTensorFactory:
+        self._check_open("tensor_factory")
         return self._tensor_factory
 
     def kernel_ops(self) -> TorchKernelOps:
+        self._check_open("kernel_ops")
         return self._kernel_ops
 
     def supports_device(self, device: Device) -> bool:

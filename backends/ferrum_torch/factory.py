@@ -120,6 +120,8 @@ class TorchTensorFactory(TensorFactory):
     def from_ids(self, ids: Sequence[int] | Array, device: Device | None = None) -> TorchTensor:
         """Token ids as a UINT32 tensor (T,), exact beyond 2**24 (D-13).  [BK-TORCH-5]"""
         target = conversion.torch_device(device or self._runtime.device, "from_ids")
+        if np.ndim(ids) != 1:
+            raise InvalidParameterError(f"from_ids: ids: got shape {np.shape(ids)}, expected a flat list of integers")
         values = as_integers("from_ids", "ids", ids)
         if values.size and not 0 <= int(values.min()) <= int(values.max()) < 2**32:
             bad = values[(values < 0) | (values >= 2**32)]

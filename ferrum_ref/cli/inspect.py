@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any, Final
 
 from ferrum_ref.cli.cache import add_cache_option, cache_dir
+from ferrum_ref.program import table_console
 
 _FILE_WIDTH: Final = 120
 
@@ -81,13 +83,10 @@ def _tokenizer_facts(path: Path) -> dict[str, Any]:
 
 
 def _print_tables(facts: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text  # names come from files: never markup
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_FILE_WIDTH)
+    console = table_console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     console.print(Text(facts["path"]), soft_wrap=True)
     summary = Table(show_header=False)
     for name, value in _summary_rows(facts):

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from ferrum_ref.cli.cache import add_cache_option, cache_dir
+from ferrum_ref.program import table_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -175,10 +176,8 @@ def _print_model(args: argparse.Namespace, verdict: ModelVerdict) -> None:
 
 def _console() -> Console:
     """Standard output: as wide as the terminal, or as wide as the table in a file or pipe."""
-    from rich.console import Console
-
     terminal = sys.stdout.isatty()
-    return Console(width=None if terminal else TABLE_WIDTH, highlight=False, soft_wrap=not terminal)
+    return table_console(width=None if terminal else TABLE_WIDTH, highlight=False, soft_wrap=not terminal)
 
 
 def _as_json(args: argparse.Namespace, cells: list[Cell], model: ModelVerdict | None, remark: str) -> str:

@@ -58,14 +58,14 @@ def _build(config: Mapping[str, Any], source: str) -> DecoderConfig:
         head_dim = hidden_size // num_heads
     num_kv_heads = config.get("num_key_value_heads")
     return DecoderConfig(
-        vocab_size=_need(config, "vocab_size"),
+        vocab_size=_need_size(config, "vocab_size"),
         hidden_size=hidden_size,
-        intermediate_size=_need(config, "intermediate_size"),
-        num_layers=_need(config, "num_hidden_layers"),
+        intermediate_size=_need_size(config, "intermediate_size"),
+        num_layers=_need_size(config, "num_hidden_layers"),
         num_heads=num_heads,
         num_kv_heads=num_heads if num_kv_heads is None else num_kv_heads,
         head_dim=head_dim,
-        max_position_embeddings=_need(config, "max_position_embeddings"),
+        max_position_embeddings=_need_size(config, "max_position_embeddings"),
         rms_norm_eps=_need(config, "rms_norm_eps"),
         rope_theta=_rope_theta(config, source),
         tie_word_embeddings=_flag(config, "tie_word_embeddings"),

@@ -121,7 +121,7 @@ def read_hf_config(path: Path) -> ModelSheet:
             f"read_hf_config: {path}: num_key_value_heads is {num_kv_heads}; expected a divisor of {num_heads} heads"
         )
     return ModelSheet(
-        name=str(config.get("_name_or_path") or path.resolve().parent.name),
+        name=Path(str(config.get("_name_or_path") or path.resolve().parent)).name,
         num_layers=_dimension(path, config, "num_hidden_layers"),
         hidden_size=hidden_size,
         intermediate_size=_dimension(path, config, "intermediate_size"),

@@ -188,7 +188,8 @@ def _differences_table(parameter: str, values: Sequence[str], differences: Seque
         for row in rows:
             half_width = row.difference.half_width
             spread = " (too few pairs)" if half_width is None else f" ± {seconds(half_width)}"
-            table.add_row(TITLES[row.metric], value, seconds(row.difference.mean) + spread, row.verdict)
+            mean = seconds(row.difference.mean if row.num_pairs else None)
+            table.add_row(TITLES[row.metric], value, mean + spread, row.verdict)
     return table
 
 

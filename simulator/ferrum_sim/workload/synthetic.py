@@ -26,7 +26,7 @@ class SyntheticSpec:
     description: str = "synthetic"
 
 
-def embedded_chat(rate_per_s: float = 8.0, num_requests: int = 600) -> SyntheticSpec:
+def embedded_chat(rate_per_s: float = 8.0, num_requests: int = 2400) -> SyntheticSpec:
     """The built-in workload: chat-like lengths, Poisson arrivals, eight shared system prompts of 256 tokens. Pure.
 
     Medians and spreads lie near those of the Azure 2023 conversation trace (median 1020 in, 129 out).  [SI-WORKLOAD-6]

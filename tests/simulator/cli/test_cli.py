@@ -129,6 +129,19 @@ def test_compare_varies_every_option_it_offers(capsys: pytest.CaptureFixture[str
         assert json.loads(out)["values"] == values.split(",")
 
 
+@pytest.mark.clause("SI-CLI-2")
+def test_compare_of_runs_that_finish_nothing_in_common(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("compare", "--vary", "num-blocks=4,2000", "--limit", "5", "--quiet")
+    code, out, err = call(capsys, *words)
+    assert (code, err) == (0, "")
+    assert "- (too few pairs)" in out
+    assert "nan" not in out
+    rows = json.loads(call(capsys, *words, "--json")[1])["differences"]
+    assert {(row["num_pairs"], row["mean_difference"], row["verdict"]) for row in rows} == {
+        (0, None, "not distinguishable")
+    }
+
+
 def prepared(folder: Path) -> dict[str, str]:
     """Files that the bad calls below name."""
     (folder / "bad.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 00:00:00,1,1\nnonsense,1,1\n")

@@ -102,3 +102,15 @@ def test_without_torch_loading_is_one_clear_line() -> None:
     assert len(done.stdout.splitlines()) == 1
     assert "torch is not installed" in done.stdout
     assert "pip install 'ferrum-ref[torch]'" in done.stdout
+
+
+@pytest.mark.clause("BK-PLUGIN-6", "BK-PLUGIN-8")
+@pytest.mark.parametrize("command", [["generate", "smollm2-135m", "hello"], ["parity"]])
+def test_asking_for_an_absent_torch_is_one_line_and_exit_code_2(command: list[str]) -> None:
+    arguments = [*command, "--backend", "torch"]
+    done = without_torch(f"from ferrum_ref.cli.main import main\nsys.exit(main({arguments!r}))")
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("ferrum-ref: error: ")
+    assert "pip install 'ferrum-ref[torch]'" in line

@@ -131,6 +131,9 @@ def test_life_cycle(backend: Any, tensor: Any) -> None:
     for call in (lambda: ops.relu(x), lambda: kernels.sampling_ops().argmax(x)):
         with pytest.raises(BackendError, match="shut down"):
             call()
+    for accessor in (backend.tensor_ops, backend.tensor_factory, backend.kernel_ops):
+        with pytest.raises(BackendError, match="shut down"):
+            accessor()
     for coroutine in (backend.initialize, backend.synchronize):
         with pytest.raises(BackendError, match="shut down"):
             asyncio.run(coroutine(Device.CPU))

@@ -152,7 +152,7 @@ def test_ids_stay_exact(factory: Any) -> None:
     assert ids.to_vec_u32() == [16777217, 0, 2**32 - 1]
     assert factory.from_ids([]).shape() == (0,)
     for bad in ([-1], [2**32], [1.5], [[1]], ["a"]):
-        with pytest.raises((InvalidParameterError, BackendError), match="from_ids"):
+        with pytest.raises(InvalidParameterError, match="from_ids"):
             factory.from_ids(bad)
 
 
