@@ -29,9 +29,12 @@ def repository() -> Path:
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The real SmolLM2-135M-Instruct GGUF; fetched into the user's cache on first use."""
+    import argparse
+
+    from ferrum_ref.cli.cache import cache_dir
     from ferrum_ref.models.source import pull_model
 
-    return pull_model("smollm2-135m")
+    return pull_model("smollm2-135m", cache_dir(argparse.Namespace(cache_dir=None)))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from ferrum_torch.integers import as_integers, is_run
 from ferrum_torch.rounding import round_to, widen
 
 SCORES_AT_A_TIME = 1 << 19  # 2 MB of float32: about one core's second-level cache
+MOST_SCORES_AT_A_TIME = 1 << 24  # for long contexts: fewer than ROWS_WORTH_A_PRODUCT rows make poor matrix products
+ROWS_WORTH_A_PRODUCT = 32
 GPU_SCORES_AT_A_TIME = 1 << 28
 IntArray = NDArray[np.int64]
 
@@ -118,7 +120,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: AttentionP
     first = (
         max(0, num_rows - num_keys) if params.causal else 0 if num_keys else num_rows
     )  # rows before this see nothing
-    step = max(1, (SCORES_AT_A_TIME if q.is_cpu else GPU_SCORES_AT_A_TIME) // (num_heads * max(1, num_keys)))
+    step = rows_at_a_time(num_heads * num_keys, q.is_cpu)
     if first == 0 and 0 < num_rows <= step:
         return round_to(attend_block(q, k, v, params, 0, num_rows), q.dtype)
     out = torch.zeros((num_rows, num_heads, value_dim), dtype=q.dtype, device=q.device)
@@ -150,6 +152,14 @@ def attend_block(
     if count == 1:
         return mixed.view(1, num_heads, value_dim)
     return mixed.view(num_groups, ratio, count, value_dim).permute(2, 0, 1, 3).reshape(count, num_heads, value_dim)
+
+
+def rows_at_a_time(scores_per_row: int, on_cpu: bool) -> int:
+    """How many rows of queries share a matrix product. Pure."""
+    if not on_cpu:
+        return max(1, GPU_SCORES_AT_A_TIME // max(1, scores_per_row))
+    in_cache, in_reason = SCORES_AT_A_TIME // max(1, scores_per_row), MOST_SCORES_AT_A_TIME // max(1, scores_per_row)
+    return max(1, in_cache, min(ROWS_WORTH_A_PRODUCT, in_reason))
 
 
 def visible_keys(start: int, stop: int, offset: int, num_keys: int, params: AttentionParams) -> tuple[int, int]:

@@ -2,13 +2,13 @@
 
 In a stretch every member gains one token per step. A member with `slack` writable positions left behind the step in
 flight fills its block in step slack + 1 and needs the next one in step slack + 2; then again every block_size steps. So
-members are bucketed by slack, and nothing is done per token.
+members are ordered by slack, and nothing is done per token.
 Clauses: KV-STRETCH-1..3 (specs/kv_cache.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ferrum_ref.errors import InternalError
 from ferrum_ref.interfaces.step import SequenceState, StepHandle
@@ -28,15 +28,9 @@ class DecodeStretchCore(StepCacheCore):
         size, free = self._block_size, self.pool.num_free
         if len(members) * (-(-max_steps // size)) <= free:
             return max_steps
-        counts = [0] * size
-        for sequence in members:
-            counts[_handle(sequence).writable_tokens - sequence.num_computed_tokens - 1] += 1
+        slacks = sorted([_handle(sequence).writable_tokens - sequence.num_computed_tokens - 1 for sequence in members])
         cycles, left = divmod(free, len(members))
-        for slack, count in enumerate(counts):
-            left -= count
-            if left < 0:
-                return min(max_steps, 1 + cycles * size + slack)
-        raise InternalError("decode_steps: a cycle of block_size steps needs one block per member")
+        return min(max_steps, 1 + cycles * size + slacks[left])
 
     def grow_decode(self, members: Sequence[SequenceState], num_steps: int) -> None:
         """Blocks and digests of `num_steps` committed decode steps.  [KV-STRETCH-2]
@@ -44,31 +38,31 @@ class DecodeStretchCore(StepCacheCore):
         The members' counts and tokens are already those after the stretch. Mutates handles, pool and prefix index.
         """
         size = self._block_size
-        buckets: list[list[SequenceState]] = [[] for _ in range(size)]
+        filling: list[tuple[int, int, SequenceState]] = []  # (slack, place among the members, member)
         num_taken = 0
-        for sequence in members:
+        for place, sequence in enumerate(members):
             slack = _handle(sequence).writable_tokens - sequence.num_computed_tokens + num_steps - 1
             if slack < num_steps:
-                buckets[slack].append(sequence)
+                filling.append((slack, place, sequence))
                 num_taken += (num_steps - 2 - slack) // size + 1
+        if not filling:
+            return
+        filling.sort()
         if num_taken:
-            self._distribute(buckets, num_taken, num_steps)
+            self._distribute(filling, num_taken, num_steps)
         if self._caches_prefixes:
-            for bucket in _events(buckets, num_steps, 1):
-                for sequence in bucket:
-                    self._register_next(sequence)
+            for sequence in _in_order_of_steps(filling, size, num_steps - 1):
+                self._register_next(sequence)
 
-    def _distribute(self, buckets: list[list[SequenceState]], num_taken: int, num_steps: int) -> None:
+    def _distribute(self, filling: list[tuple[int, int, SequenceState]], num_taken: int, num_steps: int) -> None:
         taken = self.pool.take(num_taken)
         if taken is None:
             raise InternalError(f"grow_decode: {num_taken} blocks needed, {self.pool.num_free} free")
-        supply = iter(taken)
         size = self._block_size
-        for bucket in _events(buckets, num_steps, 2):
-            for sequence in bucket:
-                handle = _handle(sequence)
-                handle.table.physical_blocks.append(next(supply))
-                handle.writable_tokens += size
+        for block, sequence in zip(taken, _in_order_of_steps(filling, size, num_steps - 2), strict=True):
+            handle = _handle(sequence)
+            handle.table.physical_blocks.append(block)
+            handle.writable_tokens += size
 
     def _register_next(self, sequence: SequenceState) -> None:
         handle, digests = _handle(sequence), sequence.block_digests
@@ -116,13 +110,12 @@ def _handle(sequence: SequenceState) -> StepHandle:
     return handle
 
 
-def _events(buckets: list[list[SequenceState]], num_steps: int, offset: int) -> Iterable[list[SequenceState]]:
-    """Non-empty buckets in order of the steps slack + offset + k * block_size, up to num_steps."""
-    size = len(buckets)
-    for cycle in range(0, num_steps, size):
-        for slack, bucket in enumerate(buckets):
-            if slack + offset + cycle > num_steps:
+def _in_order_of_steps(
+    filling: list[tuple[int, int, SequenceState]], block_size: int, last: int
+) -> Iterator[SequenceState]:
+    """The members once for each slack + k * block_size <= last, in order of that step, then of their places."""
+    for cycle in range(0, last + 1, block_size):
+        for slack, _, sequence in filling:
+            if slack + cycle > last:
                 return
-            if bucket:
-                yield bucket
-
+            yield sequence

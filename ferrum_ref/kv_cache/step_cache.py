@@ -198,7 +198,9 @@ class StepCacheCore:
 
     def reserve(self, handle: PagedKvCacheHandle, num_tokens: int) -> bool:
         """Blocks for `num_tokens`, and a private copy of a shared last block; all or nothing.  [KV-STEP-3, KV-COW-1]"""
-        pool, size = self.pool, self.block_size
+        if num_tokens <= handle.writable_tokens:
+            return True
+        pool, size = self.pool, self._block_size
         blocks, length = handle.table.physical_blocks, handle.table.sequence_length
         num_missing = max(0, -(-num_tokens // size) - len(blocks))
         tail = length // size

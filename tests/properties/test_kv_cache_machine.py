@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Sequence
 
 import hypothesis.strategies as st
@@ -106,7 +105,6 @@ class KvCacheMachine(RuleBasedStateMachine):
         before = len(self.texts)
         self.texts = [(handle, text) for handle, text in self.texts if handle.cache_id() not in self.clones]
         self.clones.clear()
-        gc.collect()
         assert self.cache.gc_now().caches_freed == before - len(self.texts)
 
     @invariant()

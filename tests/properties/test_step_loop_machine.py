@@ -1,7 +1,7 @@
 """The step loop under any order of submissions, steps, failures, cancellations: a stateful machine with real contents.
 
-A toy storage keeps one number per slot: the token whose K/V would lie there. The toy executor writes what a plan says and
-first checks that everything the plan calls computed is really there, whoever wrote it.
+A toy storage keeps one number per slot: the token whose K/V would lie there. The toy executor writes what a plan says
+and first checks that everything the plan calls computed is really there, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class StepLoopMachine(RuleBasedStateMachine):
         self.priority_changed = False
 
     @initialize(
-        num_blocks=st.integers(2, 12),
-        size=st.integers(1, 4),
+        num_blocks=st.integers(2, 9),
+        size=st.integers(1, 3),
         max_seqs=st.integers(1, 4),
-        budget=st.integers(1, 10),
+        budget=st.integers(1, 12),
         caching=st.booleans(),
         fcfs=st.booleans(),
         chunk=st.none() | st.integers(1, 5),
@@ -65,7 +65,7 @@ class StepLoopMachine(RuleBasedStateMachine):
         text=st.sampled_from([[1] * 9, [1, 1, 2, 1, 2, 2, 3, 3, 3], [2, 3] * 5]),
         length=st.integers(1, 9),
         tail=st.lists(st.integers(1, 3), max_size=2),
-        max_tokens=st.integers(1, 12),
+        max_tokens=st.integers(1, 16),
         priority=st.sampled_from(list(Priority)),
     )
     def submit(self, text: list[int], length: int, tail: list[int], max_tokens: int, priority: Priority) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from ferrum_ref import assembly
 from ferrum_ref.assembly import LoadedModel, load_model, plan_kv_blocks
 from ferrum_ref.errors import InvalidParameterError, NotFoundError, ResourceExhaustedError
 from ferrum_ref.interfaces.model_executor import AttentionType, UnifiedBatch, UnifiedBatchItem
@@ -62,6 +63,15 @@ def test_a_directory_becomes_a_model(folder: Any, loaded: LoadedModel) -> None:
     bound = 2 * np.abs(tiny.logits(IDS, False) - tiny.logits(IDS, True)).max()
     assert np.abs(loaded.new_llm().prefill("a", IDS) - exact).max() <= bound
     assert loaded.tokenizer.encode("w5 w70 w3", False) == [5, 70, 3]
+
+
+@pytest.mark.clause("LM-LOAD-1")
+def test_stop_ids_do_not_hang_on_the_tokenizer(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Silent:
+        stop_token_ids = frozenset({3})
+
+    monkeypatch.setattr(assembly, "load_tokenizer", lambda path: Silent())
+    assert load_model(folder[0]).stop_token_ids == {3, 7, 8, 9}
 
 
 @pytest.mark.clause("LM-LOAD-3")

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from ferrum_ref.program import table_console
 from ferrum_sim.cost_model.hardware import HardwareSheet
 from ferrum_sim.cost_model.model_sheet import ModelSheet
 from ferrum_sim.metrics.comparison import PairedDifference
@@ -22,16 +23,9 @@ TITLES = {
 }
 
 
-class TableConsole(Console):
-    """A console that leaves a broken pipe to the caller (rich would end the process with code 1)."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
-def stdout_console() -> TableConsole:
+def stdout_console() -> Console:
     """A console of fixed width, so that equal runs print equal bytes wherever they print."""
-    return TableConsole(width=TABLE_WIDTH, highlight=False, markup=False, emoji=False)
+    return table_console(width=TABLE_WIDTH, highlight=False, markup=False, emoji=False)
 
 
 def seconds(value: float | None) -> str:

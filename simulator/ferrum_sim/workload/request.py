@@ -79,7 +79,8 @@ class Workload:
         """Its first `num_requests` requests (None: all). Pure.  [SI-WORKLOAD-3]"""
         if num_requests is None or num_requests >= len(self.requests):
             return self
-        return replace(self, requests=self.requests[:num_requests])
+        description = f"{self.description}, first {num_requests}"
+        return Workload(self.requests[:num_requests], description, self.notes)
 
 
 NUM_TOKEN_IDS = 2**32

@@ -335,6 +335,21 @@ def test_a_refused_prefill_takes_and_writes_nothing(judge: Any, name: str) -> No
     assert bench.executor.status().prefill_operations == 0
 
 
+@pytest.mark.clause("MX-PREFILL-4", "MX-PREFILL-5")
+def test_blocks_borrowed_for_a_failing_forward_go_back(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
+        raise BackendError("forward: out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.decoder, "forward", fail)
+        with pytest.raises(BackendError, match="out of memory"):
+            run(bench.executor.prefill(PrefillInput.new(ids(IDS[:5]))))
+    assert bench.num_free() == 60
+    assert bench.executor.status().prefill_operations == 0
+    output = run(bench.executor.prefill(PrefillInput.new(ids(IDS[:5]))))
+    assert bench.right(output.last_token_logits().to_numpy()[0], 4)
+
+
 @pytest.mark.clause("MX-DECODE-2", "MX-PREFILL-4")
 def test_what_decode_refuses(bench: Bench) -> None:
     output = run(bench.executor.prefill(PrefillInput.new(ids(IDS[:5]))))
@@ -376,13 +391,24 @@ def test_counters_tell_what_ran(bench: Bench) -> None:
     status = executor.status()
     assert (status.prefill_operations, status.decode_operations) == (1, 2)
     assert (status.avg_prefill_time_ms, status.avg_decode_time_ms) == (1000.0, 1000.0)  # one tick of the clock each
+    mixed = [
+        UnifiedBatchItem("a", IDS[:3], bench.handle(3), 0, True),
+        UnifiedBatchItem("b", [1], bench.handle(1), 0, True),
+    ]
+    executor.execute_unified(UnifiedBatch(mixed))  # one tick, half of it each
+    assert executor.status().prefill_operations == 2
+    assert executor.status().avg_prefill_time_ms == pytest.approx(750.0)
+    assert executor.status().avg_decode_time_ms == pytest.approx(2500 / 3)
+    for request_id, handle in bench.manager.list_handles():
+        if handle is not output.kv_cache:
+            bench.manager.deallocate_now(request_id)
     block_bytes = BLOCK_SIZE * 2 * 3 * 2 * 8 * 4
     usage = status.memory_usage
     assert (usage.allocated_bytes, usage.used_bytes) == (60 * block_bytes, 2 * block_bytes)
     assert usage.utilization_percent == pytest.approx(100 * 2 / 60)
     executor.release_cache(output.kv_cache.cache_id())
     assert executor.status().memory_usage.used_bytes == 0
-    assert executor.status().memory_usage.peak_bytes == 2 * block_bytes
+    assert executor.status().memory_usage.peak_bytes == 4 * block_bytes
     run(executor.shutdown())
     assert (executor.status().state, executor.status().is_ready) == (ExecutorState.Shutdown, False)
     with pytest.raises(BackendError, match="shut down"):

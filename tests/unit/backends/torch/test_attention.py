@@ -109,6 +109,8 @@ def test_rows_taken_a_few_at_a_time_change_nothing(
     q, k, v = draw(1, 33, 4, 16), draw(1, 40, 2, 16), draw(1, 40, 2, 16)
     params = parameters(q, k, window=window)
     monkeypatch.setattr(module, "SCORES_AT_A_TIME", 4 * 40 * 6)
+    monkeypatch.setattr(module, "MOST_SCORES_AT_A_TIME", 4 * 40 * 6)
+    assert module.rows_at_a_time(4 * 40, on_cpu=True) == 6
     got = kernels.attention_ops().attention(tensor(q), tensor(k), tensor(v), params).to_numpy()
     check(got[0], *attention64(q[0], k[0], v[0], params))
 
