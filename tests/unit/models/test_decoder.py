@@ -205,22 +205,23 @@ def test_a_batch_lays_sequences_end_to_end() -> None:
 
 
 @pytest.mark.clause("LM-FORWARD-4")
-def test_a_backend_without_a_kernel_is_refused_by_name(cases: Any) -> None:
+def test_a_backend_without_a_kernel_is_refused_by_name(cases: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     case = cases("gqa")
+    norm = case.backend.kernel_ops().norm_ops()
 
     class NoRope(KernelOps):
         def backend_name(self) -> str:
             return "partial"
 
         def norm_ops(self) -> Any:
-            return case.backend.kernel_ops().norm_ops()
+            return norm
 
-    class Partial(type(case.backend)):  # type: ignore[misc]
-        def kernel_ops(self) -> KernelOps:
-            return NoRope()
-
+    monkeypatch.setattr(case.backend, "kernel_ops", NoRope)
     with pytest.raises(UnsupportedError, match="no rotary kernels"):
-        Decoder(case.model.config, case.decoder.weights, Partial())
+        Decoder(case.model.config, case.decoder.weights, case.backend)
+    monkeypatch.setattr(case.backend, "kernel_ops", lambda: None)
+    with pytest.raises(UnsupportedError, match="no norm kernels"):
+        Decoder(case.model.config, case.decoder.weights, case.backend)
 
 
 @pytest.mark.clause("LM-FORWARD-1")
