@@ -5,7 +5,8 @@
 
 Each engine lives in a process of its own, so its peak memory is its own, and the two take turns round by round, so a
 busy machine slows both. Both run the bare forward loop with greedy choice; transformers under `inference_mode` with
-its default attention and the logits of the last position only. Figures are medians over the rounds. MODEL is a pulled
+its default attention and the logits of the last position only. Figures are medians over the rounds. Decoding reads
+every weight once a token, so the speed at which memory is read bounds both; it is measured and printed. MODEL is a pulled
 model's name or a path; its weights are dequantised once and handed to both.
 """
 
@@ -43,10 +44,11 @@ def main() -> int:
                 if number:  # the first round warms up
                     rounds[engine].append(found)
         memory = {engine: workers[engine].ask("memory") for engine in ENGINES}
+        bandwidth = workers["numpy"].ask("bandwidth")["bytes_per_s"]
     finally:
         for worker in workers.values():
             worker.stop()
-    report = summarise(args, load_s, loads, rounds, memory)
+    report = summarise(args, load_s, loads, rounds, memory, bandwidth)
     show(report)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +120,9 @@ def work(args: argparse.Namespace) -> int:
     for line in sys.stdin:
         if line.strip() == "memory":
             say({"peak_bytes": peak_bytes()})
+            continue
+        if line.strip() == "bandwidth":
+            say({"bytes_per_s": read_bandwidth(args.threads)})
             continue
         began_s = time.perf_counter()
         token = engine.prefill(prompt)
@@ -221,12 +226,29 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def read_bandwidth(num_threads: int) -> float:
+    """Bytes per second that many threads read together from memory: a dot product each, best of five."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    parts = [np.ones(64 * 1024**2, dtype=np.float32) for _ in range(num_threads)]
+    best_s = float("inf")
+    with ThreadPoolExecutor(num_threads) as pool:
+        for _ in range(5):
+            began_s = time.perf_counter()
+            list(pool.map(lambda part: np.dot(part, part), parts))
+            best_s = min(best_s, time.perf_counter() - began_s)
+    return sum(part.nbytes for part in parts) / best_s
+
+
 def summarise(
     args: argparse.Namespace,
     load_s: list[float],
     loads: dict[str, dict[str, Any]],
     rounds: dict[str, list[dict[str, Any]]],
     memory: dict[str, dict[str, Any]],
+    bandwidth: float,
 ) -> dict[str, Any]:
     engines = {}
     for engine in ENGINES:
@@ -256,6 +278,9 @@ def summarise(
             "decode": ours["decode_tokens_per_s"] / theirs["decode_tokens_per_s"],
             "prefill": ours["prefill_tokens_per_s"] / theirs["prefill_tokens_per_s"],
         },
+        # each token reads every weight once, so no float32 engine can pass this
+        "decode_ceiling_tokens_per_s": bandwidth / ours["weights_bytes"],
+        "read_bytes_per_s": bandwidth,
         "same_tokens": all(found == tokens[0] for found in tokens),
         "machine": machine(),
     }
@@ -298,6 +323,10 @@ def show(report: dict[str, Any]) -> None:
         )
     ratio = report["numpy_over_transformers"]
     print(f"{'ratio':14}{ratio['decode']:14.2f}{ratio['prefill']:15.2f}")
+    print(
+        f"memory is read at {report['read_bytes_per_s'] / 1e9:.1f} GB/s, so no engine can decode these float32 weights"
+        f" faster than {report['decode_ceiling_tokens_per_s']:.1f} tokens/s here"
+    )
     print(f"same greedy tokens in every round of both: {'yes' if report['same_tokens'] else 'NO'}")
 
 

@@ -55,9 +55,7 @@ class KvCacheMachine(RuleBasedStateMachine):
 
     @rule(tokens=st.integers(0, 12))
     def allocate(self, tokens: int) -> None:
-        request = AllocationRequest(
-            RequestId.new(), tokens, 64, 1, 1, 1, Device.CPU, DataType.FP32, Priority.Normal
-        )
+        request = AllocationRequest(RequestId.new(), tokens, 64, 1, 1, 1, Device.CPU, DataType.FP32, Priority.Normal)
         free, possible = self.cache.num_free_blocks, self.cache.can_allocate(request)
         try:
             handle = self.cache.allocate_now(request)

@@ -84,25 +84,21 @@ def test_a_victim_whose_blocks_were_written_stays_preempted(intact: bool) -> Non
         loop.check_invariants()
 
 
-@pytest.mark.clause("ST-LOOP-7", "SC-STEP-7")
-def test_a_schedule_with_partial_chunks_survives_a_preemption() -> None:
-    """A victim in the middle, with chunked members before and behind it."""
+@pytest.mark.clause("ST-PLAN-1", "SC-STEP-4", "SC-STEP-7")
+def test_a_victim_in_the_middle_gives_back_its_chunk() -> None:
+    """Four chunked prompts; the last one's chunk costs the second one's, which the step had already scheduled."""
     scheduler = ContinuousBatchScheduler(SchedulerConfig(policy=PRIORITY), max_chunk_tokens=3)
-    loop = StepLoop(scheduler, PagedKvCacheManager(6, 2), BatchHint.of(8, 64))
-    first = ask(loop, 1, [1] * 9, priority=Priority.Normal)
-    lowest = ask(loop, 2, [2] * 9, priority=Priority.Normal)
-    last = ask(loop, 3, [3] * 9, priority=Priority.Normal)
+    loop = StepLoop(scheduler, PagedKvCacheManager(11, 2), BatchHint.of(8, 64))
+    ids = [ask(loop, number, [number] * 9) for number in range(4)]
     step(loop)
-    loop.update_priority(lowest, Priority.Low)
+    loop.update_priority(ids[1], Priority.Low)
     before = loop.state_digest()
     plan = planned(loop)
-    assert plan.preempted == (lowest,)
-    assert [tuple(member)[1:] for member in plan.sequences] == [(3, 3, False), (3, 3, False)]
-    assert [member.request_id for member in plan.sequences] == [first, last]
+    assert plan.preempted == (ids[1],)
+    assert [tuple(member) for member in plan.sequences] == [(ids[n], 3, 3, False) for n in (0, 2, 3)]
     loop.abort(plan, contents_intact=True)
     assert loop.state_digest() == before
-    plan = planned(loop)
-    loop.commit(plan, StepResult({}), 0.0)
+    loop.commit(planned(loop), StepResult({}), 0.0)
     loop.check_invariants()
 
 

@@ -86,7 +86,5 @@ def test_levels_begin_at_their_thresholds() -> None:
 
 @pytest.mark.clause("KV-HANDLE-6")
 def test_estimated_memory_counts_the_whole_sequence_unrounded() -> None:
-    request = AllocationRequest(
-        RequestId.new(), 5, 100, 30, 3, 64, Device.CPU, DataType.FP16, Priority.Normal
-    )
+    request = AllocationRequest(RequestId.new(), 5, 100, 30, 3, 64, Device.CPU, DataType.FP16, Priority.Normal)
     assert request.estimated_memory_bytes() == 30 * 3 * 100 * 64 * 2 * 2

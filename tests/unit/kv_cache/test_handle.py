@@ -36,9 +36,7 @@ class ListStorage:
 
 
 def asking(tokens: int) -> AllocationRequest:
-    return AllocationRequest(
-        RequestId.new(), tokens, 64, 2, 1, 1, Device.CPU, DataType.FP32, Priority.Normal
-    )
+    return AllocationRequest(RequestId.new(), tokens, 64, 2, 1, 1, Device.CPU, DataType.FP32, Priority.Normal)
 
 
 def write(storage: ListStorage, blocks: list[int], position: int, value: int) -> None:

@@ -179,6 +179,16 @@ def test_a_clone_copies_the_shared_last_block_when_either_writes() -> None:
     cache.check_invariants([])
 
 
+@pytest.mark.clause("KV-COW-1", "KV-POOL-6")
+def test_extending_by_nothing_does_not_open_a_shared_block() -> None:
+    cache = manager(4, 4)
+    handle = cache.allocate_now(asking(2))
+    clone = handle.clone_handle()
+    cache.extend_now(clone, 0)
+    assert clone.writable_tokens == 2
+    cache.check_invariants([])
+
+
 @pytest.mark.clause("KV-COW-1")
 def test_spare_blocks_stay_with_the_source() -> None:
     cache = manager(4, 4)

@@ -10,6 +10,7 @@ import pytest
 from ferrum_ref.engine.step_loop import StepLoop
 from ferrum_ref.errors import AlreadyExistsError, RequestValidationError, SchedulerError, UnsupportedError
 from ferrum_ref.interfaces.scheduler import BatchHint, BatchPlan, ResourceConstraints
+from ferrum_ref.interfaces.step import SequenceState
 from ferrum_ref.kv_cache.manager import PagedKvCacheManager
 from ferrum_ref.scheduler.continuous_batch import ContinuousBatchScheduler
 from ferrum_ref.types.config import SchedulerConfig, SchedulingPolicy
@@ -255,3 +256,30 @@ def test_what_is_not_implemented_is_refused() -> None:
     with pytest.raises(SchedulerError):
         ContinuousBatchScheduler(max_chunk_tokens=0)
     assert bench.scheduler.config() is FCFS
+
+
+class LastFirst:
+    """The latest arrival is served first, the earliest preempted first."""
+
+    name = "last_first"
+
+    def key(self, sequence: SequenceState) -> tuple[int, ...]:
+        return (-sequence.arrival_number,)
+
+
+@pytest.mark.clause("SC-POLICY-4")
+def test_a_policy_of_ones_own_decides_admission_and_victim() -> None:
+    scheduler = ContinuousBatchScheduler(FCFS, policy=LastFirst())
+    assert scheduler.policy.name == "last_first"
+    loop = StepLoop(scheduler, PagedKvCacheManager(2, 4), BatchHint.of(2, 64))
+    ids = []
+    for number in range(3):
+        request = InferenceRequest.new("", "m").with_sampling_params(SamplingParams(max_tokens=3))
+        ids.append(loop.submit(request, [number] * 4, now_s=0.0))
+    plan = loop.plan(0.0)
+    assert plan is not None
+    assert [member.request_id for member in plan.sequences] == [ids[2], ids[1]]
+    loop.commit_stretch(plan, 1, 1.0)
+    plan = loop.plan(1.0)
+    assert plan is not None
+    assert plan.preempted == (ids[1],)
