@@ -6,8 +6,8 @@
 Each engine lives in a process of its own, so its peak memory is its own, and the two take turns round by round, so a
 busy machine slows both. Both run the bare forward loop with greedy choice; transformers under `inference_mode` with
 its default attention and the logits of the last position only. Figures are medians over the rounds. Decoding reads
-every weight once a token, so the speed at which memory is read bounds both; it is measured and printed. MODEL is a pulled
-model's name or a path; its weights are dequantised once and handed to both.
+every weight once a token, so the speed at which memory is read bounds both; it is measured and printed.
+MODEL is a pulled model's name or a path; its weights are dequantised once and handed to both.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def work(args: argparse.Namespace) -> int:
     """The worker's loop."""
     import numpy as np
 
-    engine = {"numpy": NumpyEngine, "transformers": TransformersEngine}[args.worker](args)
+    engine = NumpyEngine(args) if args.worker == "numpy" else TransformersEngine(args)
     say({"load_s": engine.load_s, "weights_bytes": engine.weights_bytes})
     if args.once:
         return 0
@@ -298,7 +298,7 @@ def machine() -> dict[str, Any]:
             name, _, value = line.partition(":")
             facts.setdefault(name.strip(), value.strip())
     flags = facts.get("flags", "").split()
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]  # type: ignore[call-overload,index]
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     return {
         "cpu": facts.get("model name", platform.processor()),
         "cores": os.cpu_count(),

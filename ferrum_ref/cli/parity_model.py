@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ferrum_ref.assembly import load_model
 from ferrum_ref.interfaces.backend import ComputeBackend
+from ferrum_ref.interfaces.forward import ForwardBatch
 from ferrum_ref.interfaces.tensor import TensorRef
 from ferrum_ref.interfaces.tokenizer import ChatMessage
 from ferrum_ref.models.checkpoint import open_checkpoint
 from ferrum_ref.models.decoder import Decoder
-from ferrum_ref.models.decoder_batch import ForwardBatch
 from ferrum_ref.models.decoder_rope import rope_tables
 from ferrum_ref.parity.model import Forward, GrowingKv, ModelVerdict, Observer, judge_model
 
