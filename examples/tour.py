@@ -49,7 +49,7 @@ def main() -> int:
     chapter(
         1,
         "A real language model",
-        "SmolLM2-135M: 134.5 million weights, packed at about 4 bits each in one 92 MB GGUF file.",
+        "SmolLM2-135M: 134.5 million weights, packed at about 4 bits each in one 98 MB GGUF file.",
         "It is fetched once, checked by its SHA-256, and kept in your cache directory.",
     )
     path = command("ferrum-ref pull smollm2-135m").strip()

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "types": set(),
     "interfaces": set(),
     "errors": set(),
+    "program": set(),  # the command line's frame
     "kv_cache": set(),
     "scheduler": set(),
     "engine": {"ferrum_ref.engine.plan", "ferrum_ref.engine.step_loop"},
