@@ -23,11 +23,16 @@ def chapter(number: int, title: str, *lines: str) -> None:
         say(line)
 
 
-def command(line: str) -> str:
-    """Run one command as a user would, its output on the screen as it comes; returns its standard output."""
+def command(line: str, notes_last: bool = False) -> str:
+    """Run one command as a user would, its output on the screen as it comes; returns its standard output.
+
+    notes_last keeps its remarks (standard error) back until its answer is on the screen.
+    """
     words = shlex.split(line)
     say(f"\n$ {line}")
-    process = subprocess.Popen([str(BIN / words[0]), *words[1:]], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [str(BIN / words[0]), *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE if notes_last else None
+    )
     out = bytearray()
     if process.stdout is None:
         raise RuntimeError("standard output was not captured")
@@ -35,6 +40,8 @@ def command(line: str) -> str:
         out += piece
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
+    if process.stderr is not None:
+        say(process.stderr.read().decode("utf-8").rstrip())
     if process.wait() != 0:
         say(f"\nThe tour stops here: '{line}' ended with exit code {process.returncode}.")
         sys.exit(process.returncode)
@@ -63,7 +70,9 @@ def main() -> int:
         "then by the torch backend: other code, the same model definition. Temperature 0: always the likeliest word.",
     )
     answers = [
-        command(f'ferrum-ref generate smollm2-135m "{QUESTION}" --chat --temperature 0 --backend {name}')
+        command(
+            f'ferrum-ref generate smollm2-135m "{QUESTION}" --chat --temperature 0 --backend {name}', notes_last=True
+        )
         for name in ("numpy", "torch")
     ]
     for name, answer in zip(("numpy", "torch"), answers, strict=True):
