@@ -88,7 +88,7 @@ def main() -> int:
         "64-bit arithmetic. The allowed error is derived from the arithmetic itself (a bound), never typed in by hand:",
         "the table shows the worst error divided by that bound; 1.00 would be the edge, above it a proof of a bug.",
     )
-    command("ferrum-ref parity --backend torch --model smollm2-135m")
+    command("ferrum-ref parity --backend torch")
 
     chapter(
         4,
