@@ -25,7 +25,7 @@
     ├── InvalidFormatError      a file is not what it claims
     └── InvalidParameterError   a value outside its domain
 
-Upstream: `ferrum_types::FerrumError`, 22 kinds, one text field each.  Clauses: TY-ERROR-1..5 (specs/types.md).
+Upstream: `ferrum_types::FerrumError`, 22 kinds, one text field each.  Clauses: TY-ERROR-1..6 (specs/types.md).
 """
 
 from __future__ import annotations
@@ -43,6 +43,30 @@ class FerrumError(Exception):
     client: ClassVar[bool] = False
     server: ClassVar[bool] = False
     status: ClassVar[int] = 500
+
+    # Each kind under upstream's name: `except FerrumError.NotFound`.  [TY-ERROR-6]
+    Config: ClassVar[type[ConfigError]]
+    Model: ClassVar[type[ModelError]]
+    Tokenizer: ClassVar[type[TokenizerError]]
+    Backend: ClassVar[type[BackendError]]
+    Device: ClassVar[type[DeviceError]]
+    Scheduler: ClassVar[type[SchedulerError]]
+    RequestValidation: ClassVar[type[RequestValidationError]]
+    ResourceExhausted: ClassVar[type[ResourceExhaustedError]]
+    Timeout: ClassVar[type[FerrumTimeoutError]]
+    Auth: ClassVar[type[AuthError]]
+    RateLimit: ClassVar[type[RateLimitError]]
+    IO: ClassVar[type[FerrumIOError]]
+    Serialization: ClassVar[type[SerializationError]]
+    Network: ClassVar[type[NetworkError]]
+    Internal: ClassVar[type[InternalError]]
+    Cancelled: ClassVar[type[CancelledError]]
+    NotFound: ClassVar[type[NotFoundError]]
+    AlreadyExists: ClassVar[type[AlreadyExistsError]]
+    PermissionDenied: ClassVar[type[PermissionDeniedError]]
+    Unsupported: ClassVar[type[UnsupportedError]]
+    InvalidFormat: ClassVar[type[InvalidFormatError]]
+    InvalidParameter: ClassVar[type[InvalidParameterError]]
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -226,7 +250,13 @@ class FerrumIOError(FerrumError):
 
 
 class SerializationError(FerrumError):
+    """JSON that cannot be read or written; `path` says where, like `$.models[3].device`, when that is known."""
+
     kind, prefix = "Serialization", "Serialization error"
+
+    def __init__(self, message: str, *, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
 
 
 class NetworkError(FerrumError):
@@ -263,3 +293,27 @@ class InvalidFormatError(FerrumError):
 
 class InvalidParameterError(FerrumError):
     kind, prefix, status = "InvalidParameter", "Invalid parameter", 400
+
+
+FerrumError.Config = ConfigError
+FerrumError.Model = ModelError
+FerrumError.Tokenizer = TokenizerError
+FerrumError.Backend = BackendError
+FerrumError.Device = DeviceError
+FerrumError.Scheduler = SchedulerError
+FerrumError.RequestValidation = RequestValidationError
+FerrumError.ResourceExhausted = ResourceExhaustedError
+FerrumError.Timeout = FerrumTimeoutError
+FerrumError.Auth = AuthError
+FerrumError.RateLimit = RateLimitError
+FerrumError.IO = FerrumIOError
+FerrumError.Serialization = SerializationError
+FerrumError.Network = NetworkError
+FerrumError.Internal = InternalError
+FerrumError.Cancelled = CancelledError
+FerrumError.NotFound = NotFoundError
+FerrumError.AlreadyExists = AlreadyExistsError
+FerrumError.PermissionDenied = PermissionDeniedError
+FerrumError.Unsupported = UnsupportedError
+FerrumError.InvalidFormat = InvalidFormatError
+FerrumError.InvalidParameter = InvalidParameterError

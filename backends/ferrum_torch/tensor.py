@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ferrum_ref.errors import DeviceError, InvalidParameterError, ShapeError
 from ferrum_ref.interfaces.tensor import Shape, TensorLike
 from ferrum_ref.types.devices import DataType, Device
+from ferrum_ref.types.parity_mode import ParityMode
 from ferrum_torch import conversion
 from ferrum_torch.rounding import cast
 
@@ -106,8 +107,10 @@ class TorchTensor(TensorLike):
             array.flags.writeable = False
         return array
 
-    def to_vec_f32(self) -> NDArray[np.float32]:
-        """All elements, flat in row-major order, as a float32 copy (D-12)."""
+    def to_vec_f32(self, *, parity_mode: ParityMode = ParityMode.REFERENCE) -> NDArray[np.float32]:
+        """All elements, flat in row-major order, as a float32 copy (D-12); UPSTREAM: one row."""
+        if parity_mode is ParityMode.UPSTREAM:
+            return super().to_vec_f32(parity_mode=parity_mode)
         return np.array(cast(self.data, torch.float32).cpu().numpy(), dtype=np.float32).reshape(-1)
 
     def __repr__(self) -> str:

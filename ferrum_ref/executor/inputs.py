@@ -1,65 +1,108 @@
-"""Reading executor inputs: one sequence's ids, mask and positions out of tensors.
+"""Reading executor inputs: each row's real tokens, where they stand, and where they go in its cache.
 
-Clauses: MX-PREFILL-2..3, MX-DECODE-2 (specs/model_executor.md).
+Clauses: MX-INPUT-1..5, MX-PREFILL-3, MX-PREFILL-6, MX-DECODE-4 (specs/model_executor.md).
 """
 
 from __future__ import annotations
 
-from ferrum_ref.errors import ModelError, UnsupportedError
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from ferrum_ref.errors import ModelError, ShapeError
 from ferrum_ref.interfaces.model_executor import DecodeInput, PrefillInput
 from ferrum_ref.interfaces.tensor import TensorRef
 
+Ints = npt.NDArray[np.int64]
 
-def prompt_ids(input: PrefillInput) -> list[int]:
-    """The real tokens of a one-sequence prompt; padding, which the mask puts on the right, is dropped. Pure.
 
-    Raises UnsupportedError for several sequences (a handle is one sequence's cache), ModelError for an empty prompt or
-    a mask that is not ones followed by zeros, InvalidParameterError for ids that are no integers.
+@dataclass(frozen=True, slots=True)
+class InputRows:
+    """The rows of one input: real tokens, their columns, and their positions where the caller gave some."""
+
+    tokens: list[list[int]]
+    columns: list[slice]
+    positions: list[list[int]] | None
+    num_columns: int
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def prefill_rows(input: PrefillInput) -> InputRows:
+    """Every row without its padding. Pure.  [MX-INPUT-3..5, MX-PREFILL-6]
+
+    Raises ModelError (rank of the ids, no row, no token, a row of padding only, a mask with a hole or other values than
+    0 and 1), ShapeError naming a mask or positions of another shape than the ids, InvalidParameterError for ids that
+    are no integers.
     """
-    _require_one_sequence("prefill", input.batch_size())
-    ids = input.input_ids.to_vec_u32()
+    ids = _ids("prefill", input.input_ids, input.batch_size(), input.sequence_length())
+    if not ids.size:
+        raise ModelError(f"prefill: the prompt is empty (input_ids {list(ids.shape)}); give at least one token a row")
+    columns = [slice(0, ids.shape[1])] * len(ids)
     if input.attention_mask is not None:
-        mask = input.attention_mask.to_vec_u32()
-        num_real = sum(mask)
-        if mask != [1] * num_real + [0] * (len(ids) - num_real):
-            raise ModelError(
-                "prefill: attention_mask must be ones for the prompt, then zeros for padding, one per id;"
-                f" got {mask[:8]}... for {len(ids)} ids"
-            )
-        ids = ids[:num_real]
-    if not ids:
-        raise ModelError("prefill: the prompt is empty; give at least one token")
-    return ids
+        mask = _beside("prefill", "attention_mask", input.attention_mask, input.input_ids, ids.shape)
+        columns = [_real_columns(row, index) for index, row in enumerate(mask)]
+    return _rows("prefill", ids, columns, input.position_ids, input.input_ids)
 
 
-def decode_id(input: DecodeInput) -> int:
-    """The one new token. Pure.  Raises UnsupportedError for several sequences, ModelError for several tokens."""
-    _require_one_sequence("decode", input.batch_size())
-    ids = input.input_ids.to_vec_u32()
-    if len(ids) != 1:
-        raise ModelError(f"decode: expected one token id, got {len(ids)}; run several through prefill")
-    return ids[0]
-
-
-def first_position(operation: str, positions: TensorRef | None, num_tokens: int, num_cached: int) -> int:
-    """Where the new tokens start: `num_cached`, which explicit positions must agree with. Pure.  [D-66]
-
-    Raises ModelError unless positions are num_cached, num_cached + 1, ... for the real tokens.
-    """
-    if positions is None:
-        return num_cached
-    given = positions.to_vec_u32()[:num_tokens]
-    if given != list(range(num_cached, num_cached + num_tokens)):
+def decode_rows(input: DecodeInput) -> InputRows:
+    """One token a row. Pure.  Raises ModelError for several tokens a row; else as `prefill_rows`.  [MX-DECODE-4]"""
+    batch = input.batch_size()
+    ids = _ids("decode", input.input_ids, batch, input.input_ids.numel() // max(batch, 1))
+    if not len(ids) or ids.shape[1] != 1:
         raise ModelError(
-            f"{operation}: position_ids must be {num_cached}, {num_cached + 1}, ... for {num_tokens} tokens"
-            f" (the cache holds {num_cached}), got {given[:4]}..."
+            f"decode: expected one token id a row, got input_ids {list(input.input_ids.shape())}; run several tokens"
+            " through prefill"
         )
-    return num_cached
+    return _rows("decode", ids, [slice(0, 1)] * len(ids), input.position_ids, input.input_ids)
 
 
-def _require_one_sequence(operation: str, batch_size: int) -> None:
-    if batch_size != 1:
-        raise UnsupportedError(
-            f"{operation}: batch of {batch_size} with one cache handle; a handle is one sequence's cache:"
-            f" use batch_{operation} or unified_decode"
+def check_positions(operation: str, given: Sequence[int], start: int) -> None:
+    """Raises ModelError unless given is start, start + 1, ...  [MX-PREFILL-3; D-66]"""
+    if given[0] != start or any(after - before != 1 for before, after in pairwise(given)):
+        raise ModelError(
+            f"{operation}: position_ids must be {start}, {start + 1}, ... for {len(given)} tokens"
+            f" (the cache holds {start}), got {list(given[:4])}..."
         )
+
+
+def _rows(
+    operation: str, ids: Ints, columns: list[slice], position_ids: TensorRef | None, given_ids: TensorRef
+) -> InputRows:
+    positions = None
+    if position_ids is not None:
+        table = _beside(operation, "position_ids", position_ids, given_ids, ids.shape)
+        positions = [row[where].tolist() for row, where in zip(table, columns, strict=True)]
+    tokens = [row[where].tolist() for row, where in zip(ids, columns, strict=True)]
+    return InputRows(tokens, columns, positions, ids.shape[1])
+
+
+def _ids(operation: str, tensor: TensorRef, batch: int, length: int) -> Ints:
+    if batch < 1:
+        raise ModelError(f"{operation}: input_ids {list(tensor.shape())} have no row; give at least one sequence")
+    return np.array(tensor.to_vec_u32(), dtype=np.int64).reshape(batch, length)
+
+
+def _beside(operation: str, name: str, tensor: TensorRef, ids: TensorRef, shape: tuple[int, ...]) -> Ints:
+    """A tensor that goes with the ids, `[B, T]`; for a single row both may have either rank."""
+    got = tensor.shape()
+    if got != ids.shape() and not (shape[0] == 1 and got in ((shape[1],), (1, shape[1]))):
+        raise ShapeError(f"{operation}: {name} is {list(got)}, expected the shape of input_ids, {list(ids.shape())}")
+    return np.array(tensor.to_vec_u32(), dtype=np.int64).reshape(shape)
+
+
+def _real_columns(mask: Ints, row: int) -> slice:
+    """The columns of the ones."""
+    (ones,) = np.nonzero(mask)
+    if mask.max() > 1 or (len(ones) and ones[-1] - ones[0] + 1 != len(ones)):
+        raise ModelError(
+            f"prefill: attention_mask row {row} must be 1 for the prompt and 0 for padding before or after it, in one"
+            f" piece; got {mask[:8].tolist()}..."
+        )
+    if not len(ones):
+        raise ModelError(f"prefill: row {row} of the prompt is empty: its attention_mask is all 0; leave the row out")
+    return slice(int(ones[0]), int(ones[-1]) + 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ferrum_ref.errors import ModelError, ResourceExhaustedError
+from ferrum_ref.errors import ModelError, NotFoundError, ResourceExhaustedError
 from ferrum_ref.interfaces.forward import ForwardBatch, RaggedDecoder
 from ferrum_ref.interfaces.kv_cache import KvCacheHandle
 from ferrum_ref.interfaces.kv_storage import KvBatch, PagedKv
@@ -21,8 +21,8 @@ def run_unified(decoder: RaggedDecoder, storage: PagedKv, batch: UnifiedBatch) -
 
     Single tokens run first, side by side, so that they share one attention call. Mutates the storage: each item's K/V
     at its positions, in its own blocks.  Raises, before anything is written: ModelError (no tokens, a negative
-    position, one sequence twice), ResourceExhaustedError (beyond the context or the item's blocks),
-    InvalidParameterError (token id or block out of range).  [MX-UNIFIED-3]
+    position, one sequence twice), ResourceExhaustedError (beyond the context or the item's blocks), NotFoundError (a
+    freed handle), InvalidParameterError (token id or block out of range).  [MX-UNIFIED-3, MX-UNIFIED-5]
     """
     if not batch.items:
         return []
@@ -44,14 +44,25 @@ def run_unified(decoder: RaggedDecoder, storage: PagedKv, batch: UnifiedBatch) -
     return results
 
 
-def bind(storage: PagedKv, handles: Sequence[KvCacheHandle], starts: Sequence[int], num_new: Sequence[int]) -> KvBatch:
-    """The handles' blocks as one forward's cache. Pure.  Raises ResourceExhaustedError if a table is too short."""
+def bind(
+    storage: PagedKv,
+    handles: Sequence[KvCacheHandle],
+    starts: Sequence[int],
+    num_new: Sequence[int],
+    operation: str = "execute_unified",
+) -> KvBatch:
+    """The handles' blocks as one forward's cache. Pure.
+
+    Raises NotFoundError (a freed handle), ResourceExhaustedError (a table is too short).
+    """
     tables = []
     for handle, start, new in zip(handles, starts, num_new, strict=True):
+        if not handle.is_valid():
+            raise NotFoundError(f"{operation}: cache {handle.cache_id()} was freed; allocate a new one")
         blocks = handle.block_table().physical_blocks
         if len(blocks) * storage.block_size < start + new:
             raise ResourceExhaustedError(
-                f"execute_unified: {handle.cache_id()} has {len(blocks)} blocks of {storage.block_size} tokens, which"
+                f"{operation}: {handle.cache_id()} has {len(blocks)} blocks of {storage.block_size} tokens, which"
                 f" cannot hold {start} cached + {new} new tokens; extend it first"
             )
         tables.append(blocks)

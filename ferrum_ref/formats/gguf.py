@@ -48,11 +48,14 @@ class GgufTensor:
 class GgufFile:
     """An open GGUF file.  Safe for concurrent reads.  [MD-GGUF-1]"""
 
-    def __init__(self, path: str | Path) -> None:
-        """Open, map and validate.  Raises NotFoundError, FerrumIOError, InvalidFormatError, UnsupportedError."""
+    def __init__(self, path: str | Path, data: bytes | None = None) -> None:
+        """Open, map and validate; with `data` these bytes are the file, and `path` only its name in messages.
+
+        Raises NotFoundError, FerrumIOError, InvalidFormatError, UnsupportedError.
+        """
         self.path = Path(path)
         self._closed = False
-        self._map = _map_file(self.path)
+        self._map = _map_file(self.path) if data is None else data
         try:
             cursor = Cursor(self._map, str(self.path))
             self.version, num_tensors, num_pairs = _read_header(cursor)
@@ -62,7 +65,7 @@ class GgufFile:
                 _read_tensors(cursor, num_tensors, self.alignment)
             )
         except BaseException:
-            self._map.close()
+            self.close()
             raise
 
     @property
@@ -81,6 +84,8 @@ class GgufFile:
     def close(self) -> None:
         """Unmap.  Views handed out keep the map alive until they are dropped."""
         self._closed = True
+        if isinstance(self._map, bytes):
+            return
         try:
             self._map.close()
         except BufferError:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferrum_ref.errors import FerrumIOError, InvalidFormatError, NotFoundError
+from ferrum_ref.formats.byte_source import ByteSource
 from ferrum_ref.formats.json_file import parse_json_object
 
 _MAX_HEADER_BYTES: Final = 100_000_000  # the library's own limit
@@ -65,6 +66,15 @@ class SafeTensor:
         return self.end_bytes - self.begin_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class SafeHeader:
+    """A header's tensors by name, its free-form texts, and where in the file the data begin."""
+
+    tensors: Mapping[str, SafeTensor]
+    metadata: Mapping[str, Any]
+    data_offset: int
+
+
 class SafetensorsFile:
     """An open safetensors file.  Safe for concurrent reads.  [MD-SAFE-1]"""
 
@@ -97,21 +107,40 @@ def read_header(path: Path) -> dict[str, SafeTensor]:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            (length,) = np.frombuffer(file.read(8).ljust(8, b"\x00"), "<u8").tolist()
-            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-                _fail(path, "header", f"{length} bytes in a file of {size}", f"at most {max(0, size - 8)}")
+            length = _header_length(path, file.read(8), size)
             data = file.read(length)
     except FileNotFoundError:
         raise NotFoundError(f"read safetensors {path}: no such file") from None
     except OSError as error:
         raise FerrumIOError(f"read safetensors {path}: {error.strerror or error}") from error
+    return dict(_parse_header(path, data, size).tensors)
+
+
+def parse_header(source: ByteSource) -> SafeHeader:
+    """As `read_header`, from bytes wherever they lie; only the header is read.  [MD-SAFE-2, MD-SAFE-3]
+
+    Raises InvalidFormatError, and what reading the source raises.
+    """
+    length = _header_length(source.name, source.read(0, min(8, source.size)), source.size)
+    return _parse_header(source.name, source.read(8, length), source.size)
+
+
+def _header_length(path: Path | str, first: bytes, size: int) -> int:
+    length = int.from_bytes(first, "little")
+    if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+        _fail(path, "header", f"{length} bytes in a file of {size}", f"at most {max(0, size - 8)}")
+    return length
+
+
+def _parse_header(path: Path | str, data: bytes, size: int) -> SafeHeader:
     header = parse_json_object(data, f"safetensors {path}: header")
     tensors = {name: _tensor(path, name, row) for name, row in header.items() if name != _METADATA}
-    _require_tiling(path, tensors, size - 8 - length)
-    return tensors
+    _require_tiling(path, tensors, size - 8 - len(data))
+    metadata = header.get(_METADATA, {})
+    return SafeHeader(tensors, metadata if isinstance(metadata, dict) else {}, 8 + len(data))
 
 
-def _tensor(path: Path, name: str, row: Any) -> SafeTensor:
+def _tensor(path: Path | str, name: str, row: Any) -> SafeTensor:
     what = f"tensor {name!a:.100}"
     if not isinstance(row, dict) or not {"dtype", "shape", "data_offsets"} <= row.keys():
         _fail(path, what, f"{row!r:.80}", "dtype, shape and data_offsets")
@@ -129,7 +158,7 @@ def _tensor(path: Path, name: str, row: Any) -> SafeTensor:
     return SafeTensor(name, dtype, tuple(shape), begin, end)
 
 
-def _require_tiling(path: Path, tensors: Mapping[str, SafeTensor], data_bytes: int) -> None:
+def _require_tiling(path: Path | str, tensors: Mapping[str, SafeTensor], data_bytes: int) -> None:
     """The data is covered exactly: no gap, no overlap, nothing behind the end.  [MD-SAFE-3]"""
     position = 0
     for tensor in sorted(tensors.values(), key=lambda each: (each.begin_bytes, each.end_bytes)):
@@ -144,5 +173,5 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
-def _fail(path: Path, field: str, got: str, expected: str) -> NoReturn:
+def _fail(path: Path | str, field: str, got: str, expected: str) -> NoReturn:
     raise InvalidFormatError(f"read safetensors {path}: {field}: got {got}, expected {expected}; get the file again")

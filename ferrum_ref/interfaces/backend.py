@@ -1,90 +1,78 @@
-"""A compute backend: the bundle of tensor operations, factory and fused kernels of one framework.
+"""Compute backends: the bundle of one framework's parts, the factory that makes them, the registry that keeps them.
 
-Upstream: `ferrum_interfaces::backend`. Its weight-loading and registry contracts are not part of this module yet.
-Clauses: BK-* in specs/backend.md.
+Upstream: `ferrum_interfaces::backend`. Data are in `backend_data`, custom kernels in `backend_kernels`, weight loading
+in `weights`; all their names are this module's too.  Clauses: BK-* in specs/backend.md, WL-* in specs/weights.md.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ferrum_ref.errors import UnsupportedError
+from ferrum_ref.interfaces.backend_data import (
+    BackendCapabilities,
+    BackendConfig,
+    BackendMemoryConfig,
+    BackendRequirements,
+    BackendStatus,
+    BackendType,
+    MemoryGrowthStrategy,
+)
+from ferrum_ref.interfaces.backend_kernels import KernelArg, KernelExecutor, KernelHandle, KernelInfo
+from ferrum_ref.interfaces.backend_scalar import ScalarValue
 from ferrum_ref.interfaces.kernel_ops import KernelOps
 from ferrum_ref.interfaces.tensor import TensorFactory, TensorOps
-from ferrum_ref.types.devices import DataType, Device
+from ferrum_ref.interfaces.weights import (
+    QuantizationConfig,
+    TensorSpec,
+    TensorTransformation,
+    TransformationType,
+    WeightFormat,
+    WeightLoader,
+    WeightLoaderCapabilities,
+    WeightLoaderConfig,
+    WeightMetadata,
+    WeightSource,
+    WeightSourceType,
+)
+from ferrum_ref.types.devices import Device
 
+if TYPE_CHECKING:
+    from ferrum_ref.interfaces.memory import DeviceMemoryManager
 
-@dataclass(frozen=True, slots=True)
-class BackendRequirements:
-    """What a caller needs of a backend."""
-
-    required_devices: list[Device]
-    required_dtypes: list[DataType]
-    min_batch_size: int
-    min_sequence_length: int
-    requires_flash_attention: bool
-    requires_paged_attention: bool
-    extra_requirements: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class BackendCapabilities:
-    """What a backend can do; lengths in tokens, alignment in bytes."""
-
-    supported_dtypes: list[DataType]
-    supported_devices: list[Device]
-    max_tensor_dims: int
-    supports_fp16: bool
-    supports_bf16: bool
-    supports_int8: bool
-    supports_flash_attention: bool
-    supports_paged_attention: bool
-    supports_tensor_parallelism: bool
-    supports_pipeline_parallelism: bool
-    max_batch_size: int
-    max_sequence_length: int
-    memory_alignment: int
-    supports_custom_kernels: bool
-    supports_cuda_graphs: bool
-    extra_capabilities: dict[str, Any]
-
-    def meets_requirements(self, requirements: BackendRequirements) -> bool:
-        """True when every need is met, the attention flags and extra requirements included (D-19).  [BK-CAPS-1..2]
-
-        Devices are compared exactly: CUDA(0) is not CUDA(1). An extra requirement is met when the capability of the
-        same key has an equal value. Pure.
-        """
-        return (
-            all(device in self.supported_devices for device in requirements.required_devices)
-            and all(dtype in self.supported_dtypes for dtype in requirements.required_dtypes)
-            and requirements.min_batch_size <= self.max_batch_size
-            and requirements.min_sequence_length <= self.max_sequence_length
-            and (self.supports_flash_attention or not requirements.requires_flash_attention)
-            and (self.supports_paged_attention or not requirements.requires_paged_attention)
-            and all(
-                key in self.extra_capabilities and self.extra_capabilities[key] == value
-                for key, value in requirements.extra_requirements.items()
-            )
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class BackendStatus:
-    """A snapshot of a backend at work; memory in bytes."""
-
-    is_initialized: bool
-    is_ready: bool
-    active_devices: list[Device]
-    memory_usage: dict[Device, int]
-    operations_completed: int
-    last_error: str | None
-    backend_specific: dict[str, Any]
+__all__ = [
+    "BackendCapabilities",
+    "BackendConfig",
+    "BackendFactory",
+    "BackendMemoryConfig",
+    "BackendRegistry",
+    "BackendRequirements",
+    "BackendStatus",
+    "BackendType",
+    "ComputeBackend",
+    "KernelArg",
+    "KernelExecutor",
+    "KernelHandle",
+    "KernelInfo",
+    "MemoryGrowthStrategy",
+    "QuantizationConfig",
+    "ScalarValue",
+    "TensorSpec",
+    "TensorTransformation",
+    "TransformationType",
+    "WeightFormat",
+    "WeightLoader",
+    "WeightLoaderCapabilities",
+    "WeightLoaderConfig",
+    "WeightMetadata",
+    "WeightSource",
+    "WeightSourceType",
+]
 
 
 class ComputeBackend(ABC):
-    """One framework's way to compute.  [BK-COMPUTE-1..5]
+    """One framework's way to compute; may be shared between threads (D-47).  [BK-COMPUTE-1..8]
 
     The synchronous accessors work from construction on; `initialize` binds to a device and may be called repeatedly.
     """
@@ -105,19 +93,38 @@ class ComputeBackend(ABC):
     def tensor_factory(self) -> TensorFactory:
         """Its tensor maker."""
 
-    def memory_manager(self) -> Any:
+    def memory_manager(self) -> DeviceMemoryManager:
         """Its device memory manager. Raises UnsupportedError (this default body): none is offered.  [BK-COMPUTE-4]"""
         raise UnsupportedError(
             f"memory_manager: backend {self.name()!r} has none; allocate tensors through tensor_factory()"
         )
 
-    def kernel_executor(self) -> Any | None:
+    def kernel_executor(self) -> KernelExecutor | None:
         """Its runner of custom kernels, or None (this default body).  [BK-COMPUTE-4]"""
         return None
 
     def kernel_ops(self) -> KernelOps | None:
         """Its fused operations, or None (this default body)."""
         return None
+
+    def configure(self, config: BackendConfig) -> None:
+        """Take over a factory's settings, before the first use (extension).  [BK-COMPUTE-8]
+
+        This default body takes what asks for nothing: an `optimization_level` is a hint and changes no result, an
+        alignment that its memory has anyhow is met. Raises UnsupportedError for a pool size or debugging, which it
+        cannot give, and for a larger alignment.
+        """
+        memory, granted = config.memory_config, self.capabilities().memory_alignment
+        for setting, wanted in (("memory_config.pool_size", memory.pool_size), ("enable_debug", config.enable_debug)):
+            if wanted:
+                raise UnsupportedError(
+                    f"configure: {setting}: got {wanted}, and backend {self.name()!r} has no such setting; leave it out"
+                )
+        if memory.alignment and granted % memory.alignment:
+            raise UnsupportedError(
+                f"configure: memory_config.alignment: got {memory.alignment}, expected a divisor of {granted}, "
+                f"to which backend {self.name()!r} aligns"
+            )
 
     @abstractmethod
     async def initialize(self, device: Device) -> None:
@@ -142,3 +149,57 @@ class ComputeBackend(ABC):
     @abstractmethod
     async def shutdown(self) -> None:
         """Release everything; afterwards `status().is_ready` is False and operations raise BackendError."""
+
+
+class BackendFactory(ABC):
+    """Makes backends and weight loaders from settings.  [BK-FACTORY-1..7]"""
+
+    @abstractmethod
+    async def create_compute_backend(self, config: BackendConfig) -> ComputeBackend:
+        """A new backend, configured and initialised on `config.device`.
+
+        Raises what `validate_config` raises; UnsupportedError (with the remedy) when it is not installed.
+        """
+
+    @abstractmethod
+    async def create_weight_loader(self, config: WeightLoaderConfig) -> WeightLoader:
+        """A new loader. Raises ConfigError for settings that cannot work."""
+
+    @abstractmethod
+    def supported_backend_types(self) -> list[BackendType]:
+        """The kinds it can build here, in the order of BackendType. Pure."""
+
+    @abstractmethod
+    def validate_config(self, config: BackendConfig) -> None:
+        """Raises ConfigError (settings), UnsupportedError (kind), DeviceError (device) where no backend can come of it.
+
+        Pure.
+        """
+
+
+class BackendRegistry(ABC):
+    """Keeps backends and weight loaders by name; a backend and a loader may share one.  [BK-REGISTRY-1..5]"""
+
+    @abstractmethod
+    def register_compute_backend(self, name: str, backend: ComputeBackend) -> None:
+        """Keep it under `name`. Raises AlreadyExistsError (name taken), InvalidParameterError (empty name)."""
+
+    @abstractmethod
+    def register_weight_loader(self, name: str, loader: WeightLoader) -> None:
+        """Keep it under `name`. Raises AlreadyExistsError (name taken), InvalidParameterError (empty name)."""
+
+    @abstractmethod
+    def get_compute_backend(self, name: str) -> ComputeBackend | None:
+        """The backend of that name, or None. Pure."""
+
+    @abstractmethod
+    def get_weight_loader(self, name: str) -> WeightLoader | None:
+        """The loader of that name, or None. Pure."""
+
+    @abstractmethod
+    def find_best_compute_backend(self, requirements: BackendRequirements) -> ComputeBackend | None:
+        """The first registered one that is ready and meets the requirements, or None. Pure."""
+
+    @abstractmethod
+    def list_backend_names(self) -> tuple[list[str], list[str]]:
+        """(names of backends, names of loaders), each in the order of registration. Pure."""

@@ -1,7 +1,7 @@
 """What goes into and comes out of a `ModelExecutor`: prefill, decode and mixed ("unified") batches.
 
 Upstream: `ferrum_interfaces::model_executor`, with the batch types and `metadata` of 0.7.7.
-Clauses: MX-INPUT-1..2, MX-OUTPUT-1..3, MX-UNIFIED-1..2 (specs/model_executor.md).
+Clauses: MX-INPUT-1..4, MX-OUTPUT-1..6, MX-UNIFIED-1..2 (specs/model_executor.md).
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ferrum_ref.errors import BackendError, ModelError
+from ferrum_ref.types.parity_mode import ParityMode
 
 if TYPE_CHECKING:
     from ferrum_ref.interfaces.kv_cache import KvCacheHandle
     from ferrum_ref.interfaces.tensor import TensorRef
 
 
-def _batch_and_length(operation: str, input_ids: TensorRef) -> tuple[int, int]:
+def _batch_and_length(operation: str, input_ids: TensorRef, mode: ParityMode) -> tuple[int, int]:
     """(batch, tokens) of an id tensor: `[n]` is one sequence of n tokens, `[b, n]` is b of them.  [MX-INPUT-1; D-44]"""
     shape = input_ids.shape()
+    if mode is ParityMode.UPSTREAM and shape:
+        return shape[0], shape[1] if len(shape) >= 2 else 1
     if len(shape) == 1:
         return 1, shape[0]
     if len(shape) == 2:
@@ -29,11 +32,12 @@ def _batch_and_length(operation: str, input_ids: TensorRef) -> tuple[int, int]:
 
 @dataclass(frozen=True, slots=True)
 class PrefillInput:
-    """A prompt, or a later chunk of one: `kv_cache` then holds the earlier tokens.  [MX-INPUT-1..2; D-44, D-66]
+    """A prompt, or a later chunk of one: `kv_cache` then holds the earlier tokens.  [MX-INPUT-1..4; D-44, D-66]
 
-    input_ids `[batch, seq]` or `[seq]`; attention_mask `[batch, seq]`, 1 = real token, padding on the right;
-    position_ids `[batch, seq]` absolute, None = cached length onward. `last_only` (an extension) asks for the logits
-    of each row's last real token alone; `metadata` is 0.7.7's. The `with_*` methods return copies. Pure.
+    input_ids `[batch, seq]` or `[seq]`; attention_mask, position_ids: the same shape. Mask: 1 = real token, 0 = padding
+    at one or both ends of a row; positions: absolute, None = cached length onward; those of padding are not read.
+    `metadata` is 0.7.7's. Extensions: `last_only` asks for the logits of each row's last real token alone, the
+    two `wants_*` for what the output can carry besides. The `with_*` methods return copies. Pure.
     """
 
     input_ids: TensorRef
@@ -42,6 +46,8 @@ class PrefillInput:
     kv_cache: KvCacheHandle | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     last_only: bool = False
+    wants_hidden_states: bool = False
+    wants_attention_weights: bool = False
 
     @classmethod
     def new(cls, input_ids: TensorRef) -> Self:
@@ -63,21 +69,28 @@ class PrefillInput:
     def with_last_only(self, last_only: bool = True) -> Self:
         return replace(self, last_only=last_only)
 
-    def batch_size(self) -> int:
-        """1 for `[seq]`.  Raises ModelError unless rank 1 or 2.  [MX-INPUT-1]"""
-        return _batch_and_length("PrefillInput.batch_size", self.input_ids)[0]
+    def with_hidden_states(self, wanted: bool = True) -> Self:
+        return replace(self, wants_hidden_states=wanted)
 
-    def sequence_length(self) -> int:
-        """n for `[n]` and `[b, n]`.  Raises ModelError unless rank 1 or 2.  [MX-INPUT-1]"""
-        return _batch_and_length("PrefillInput.sequence_length", self.input_ids)[1]
+    def with_attention_weights(self, wanted: bool = True) -> Self:
+        return replace(self, wants_attention_weights=wanted)
+
+    def batch_size(self, parity_mode: ParityMode = ParityMode.REFERENCE) -> int:
+        """1 for `[seq]`.  Raises ModelError unless rank 1 or 2; UPSTREAM gives shape[0] of any rank.  [MX-INPUT-1]"""
+        return _batch_and_length("PrefillInput.batch_size", self.input_ids, parity_mode)[0]
+
+    def sequence_length(self, parity_mode: ParityMode = ParityMode.REFERENCE) -> int:
+        """n for `[n]` and `[b, n]`.  Raises ModelError unless rank 1 or 2; UPSTREAM: 1 for `[n]`.  [MX-INPUT-1]"""
+        return _batch_and_length("PrefillInput.sequence_length", self.input_ids, parity_mode)[1]
 
 
 @dataclass(frozen=True, slots=True)
 class PrefillOutput:
-    """Logits of a prompt and the handle that holds its K/V.  [MX-OUTPUT-1..2; D-11, D-43, D-48]
+    """Logits of a prompt and the handle that holds its K/V.  [MX-OUTPUT-1..6; D-11, D-43, D-48]
 
-    logits `[batch, seq, vocab]`, or `[batch, 1, vocab]` after `last_only`. `last_logits` (an extension) is
-    `[batch, vocab]`, given when the rows of a right-padded batch end at different positions.
+    logits `[batch, seq, vocab]`, or `[batch, 1, vocab]` after `last_only`. hidden_states: layers + 1 of
+    `[batch, seq, hidden]`; attention_weights: per layer `[batch, heads, seq, cached]`. `last_logits` (an extension) is
+    `[batch, vocab]`: each row's own last real position. Padding reads 0 everywhere.
     """
 
     logits: TensorRef
@@ -90,12 +103,12 @@ class PrefillOutput:
     def new(cls, logits: TensorRef, kv_cache: KvCacheHandle) -> Self:
         return cls(logits, kv_cache)
 
-    def last_token_logits(self) -> TensorRef:
+    def last_token_logits(self, parity_mode: ParityMode = ParityMode.REFERENCE) -> TensorRef:
         """`[batch, vocab]`: each row's own last real position.  Raises BackendError unless rank 3 and seq > 0.  Pure.
 
-        Upstream returns `[batch, 1, vocab]` and, for padded rows, the logits of the padding (D-11).  [MX-OUTPUT-2]
+        UPSTREAM: `[batch, 1, vocab]` of the last column, be it padding (D-11).  [MX-OUTPUT-2]
         """
-        if self.last_logits is not None:
+        if self.last_logits is not None and parity_mode is ParityMode.REFERENCE:
             return self.last_logits
         shape = self.logits.shape()
         if len(shape) != 3 or shape[1] == 0:
@@ -103,20 +116,24 @@ class PrefillOutput:
                 f"PrefillOutput.last_token_logits: logits must be [batch, seq > 0, vocab], got {list(shape)}"
             )
         batch, seq, vocab = shape
-        return self.logits.view((0, seq - 1, 0), (batch, seq, vocab)).reshape((batch, vocab))
+        last = self.logits.view((0, seq - 1, 0), (batch, seq, vocab))
+        return last if parity_mode is ParityMode.UPSTREAM else last.reshape((batch, vocab))
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeInput:
-    """One more token per sequence.  [MX-INPUT-1]
+    """One more token per sequence.  [MX-INPUT-1..4]
 
-    input_ids `[batch, 1]` or `[1]`; kv_cache is the previous step's handle; position_ids None = its length.
+    input_ids `[batch, 1]` or `[1]`; kv_cache is the previous step's handle; position_ids None = its length. The two
+    `wants_*` (extensions) ask for what the output can carry besides.
     """
 
     input_ids: TensorRef
     kv_cache: KvCacheHandle
     position_ids: TensorRef | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    wants_hidden_states: bool = False
+    wants_attention_weights: bool = False
 
     @classmethod
     def new(cls, input_ids: TensorRef, kv_cache: KvCacheHandle) -> Self:
@@ -129,14 +146,23 @@ class DecodeInput:
         """Replace the whole map."""
         return replace(self, metadata=dict(metadata))
 
-    def batch_size(self) -> int:
-        """1 for `[1]`.  Raises ModelError unless rank 1 or 2.  [MX-INPUT-1]"""
-        return _batch_and_length("DecodeInput.batch_size", self.input_ids)[0]
+    def with_hidden_states(self, wanted: bool = True) -> Self:
+        return replace(self, wants_hidden_states=wanted)
+
+    def with_attention_weights(self, wanted: bool = True) -> Self:
+        return replace(self, wants_attention_weights=wanted)
+
+    def batch_size(self, parity_mode: ParityMode = ParityMode.REFERENCE) -> int:
+        """1 for `[1]`.  Raises ModelError unless rank 1 or 2; UPSTREAM gives shape[0] of any rank.  [MX-INPUT-1]"""
+        return _batch_and_length("DecodeInput.batch_size", self.input_ids, parity_mode)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeOutput:
-    """Next-token logits `[batch, vocab]` and the handle that includes the token just run.  [MX-OUTPUT-3; D-43]"""
+    """Next-token logits `[batch, vocab]` and the handle that includes the token just run.  [MX-OUTPUT-3..5; D-43]
+
+    hidden_state `[batch, hidden]`, after the final norm; attention_weights: per layer `[batch, heads, 1, cached]`.
+    """
 
     logits: TensorRef
     kv_cache: KvCacheHandle

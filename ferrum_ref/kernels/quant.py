@@ -1,18 +1,20 @@
 """Packed weights: the element formats of model files, decoded to float32 and encoded from it.
 
-    F32, F16, BF16   one number per element
+    F64, F32, F16, BF16   one number per element
     Q8_0   block of 32: d (f16), 32 x int8                       value = d * q
     Q4_0   block of 32: d (f16), 16 bytes                        value = d * (q - 8)
     Q4_1   block of 32: d (f16), m (f16), 16 bytes               value = d * q + m
     4-bit blocks: the low nibble of byte i is element i, the high nibble is element i + 16.
+    Q5_0, Q5_1 (quant_five), Q2_K … Q6_K (quant_k, encoding in quant_k_encode)
 
-Decoding is exact up to the one float32 rounding of Q4_1's sum (d * q needs at most 19 bits), so it equals ggml's own
-dequantisation bit for bit.  All multi-byte fields are little-endian.  Clauses: MD-QUANT-1..6 (specs/model_files.md).
+Decoding equals ggml's own dequantisation bit for bit: d * q needs at most 19 bits, the sums and the K-quants' products
+are rounded once each.  All multi-byte fields are little-endian.
+Clauses: MD-QUANT-1..6 (specs/model_files.md), QT-FIVE-1..2, QT-K-1..3 (specs/quant.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -21,6 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferrum_ref.errors import InvalidParameterError, ShapeError, UnsupportedError
+from ferrum_ref.kernels.quant_five import decode_q5_0, decode_q5_1, packed_quanta
+from ferrum_ref.kernels.quant_k import decode_q2_k, decode_q3_k, decode_q4_k, decode_q5_k, decode_q6_k
+from ferrum_ref.kernels.quant_k_encode import encode_q4_k, encode_q6_k
 
 Bytes = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
@@ -47,12 +52,32 @@ class QuantFormat:
 
 FORMATS: Final[Mapping[str, QuantFormat]] = MappingProxyType(
     {
+        "F64": QuantFormat("F64", 1, 8),
         "F32": QuantFormat("F32", 1, 4),
         "F16": QuantFormat("F16", 1, 2),
         "BF16": QuantFormat("BF16", 1, 2),
         "Q4_0": QuantFormat("Q4_0", 32, 18),
         "Q4_1": QuantFormat("Q4_1", 32, 20),
+        "Q5_0": QuantFormat("Q5_0", 32, 22),
+        "Q5_1": QuantFormat("Q5_1", 32, 24),
         "Q8_0": QuantFormat("Q8_0", 32, 34),
+        "Q2_K": QuantFormat("Q2_K", 256, 84),
+        "Q3_K": QuantFormat("Q3_K", 256, 110),
+        "Q4_K": QuantFormat("Q4_K", 256, 144),
+        "Q5_K": QuantFormat("Q5_K", 256, 176),
+        "Q6_K": QuantFormat("Q6_K", 256, 210),
+    }
+)
+
+_DECODERS: Final[Mapping[str, Callable[[Bytes, Float32], None]]] = MappingProxyType(
+    {
+        "Q5_0": decode_q5_0,
+        "Q5_1": decode_q5_1,
+        "Q2_K": decode_q2_k,
+        "Q3_K": decode_q3_k,
+        "Q4_K": decode_q4_k,
+        "Q5_K": decode_q5_k,
+        "Q6_K": decode_q6_k,
     }
 )
 
@@ -116,6 +141,9 @@ def encode(name: str, values: NDArray[Any]) -> Bytes:
 def _decode_plain(name: str, packed: Bytes, out: Float32) -> None:
     if name == "F32":
         np.copyto(out, packed.view("<f4"))
+    elif name == "F64":
+        with np.errstate(all="ignore"):  # a NaN is the file's value
+            np.copyto(out, packed.view("<f8"), casting="same_kind")
     elif name == "F16":
         np.copyto(out, packed.view("<f2"))
     else:  # BF16 is the upper half of a float32
@@ -124,6 +152,12 @@ def _decode_plain(name: str, packed: Bytes, out: Float32) -> None:
 
 def _decode_blocks(name: str, packed: Bytes, out: Float32) -> None:
     """Chunks that fit in cache: widen the integers into `out`, then scale and shift it in place."""
+    if (decoder := _DECODERS.get(name)) is not None:
+        chunk = _CHUNK_BLOCKS * 32 // out.shape[1]
+        with np.errstate(invalid="ignore", over="ignore"):  # as below
+            for start in range(0, len(packed), chunk):
+                decoder(packed[start : start + chunk], out[start : start + chunk])
+        return
     quanta = np.empty((min(_CHUNK_BLOCKS, len(packed)), 32), np.uint8)
     with np.errstate(invalid="ignore", over="ignore"):  # a scale may be infinite or NaN: that is the file's value
         for start in range(0, len(packed), _CHUNK_BLOCKS):
@@ -154,8 +188,8 @@ def _split_nibbles(packed: Bytes, out: Bytes) -> None:
 
 
 def _encode_plain(name: str, values: Float32) -> Bytes:
-    if name == "F32":
-        return values.astype("<f4").view(np.uint8)
+    if name in ("F32", "F64"):
+        return values.astype("<f4" if name == "F32" else "<f8").view(np.uint8)
     if name == "F16":
         with np.errstate(over="ignore", under="ignore"):
             return values.astype("<f2").view(np.uint8)
@@ -179,11 +213,27 @@ def _encode_blocks(name: str, blocks: Float32) -> Bytes:
         scale = extreme / np.float32(-8)
         quanta = np.trunc(blocks * _reciprocal(scale) + np.float32(8.5))
         return np.concatenate([_half_bytes(name, scale), _join_nibbles(quanta)], axis=-1)
+    if name == "Q5_0":
+        extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1)
+        scale = extreme / np.float32(-16)
+        quanta = np.trunc(blocks * _reciprocal(scale) + np.float32(16.5)).clip(0, 31)
+        return np.concatenate([_half_bytes(name, scale), packed_quanta(quanta.astype(np.uint8))], axis=-1)
+    if name == "Q4_K":
+        return encode_q4_k(blocks)
+    if name == "Q6_K":
+        return encode_q6_k(blocks)
+    if name not in ("Q4_1", "Q5_1"):
+        raise UnsupportedError(
+            f"encode: got {name!r}, which is decoded only; expected another format, Q4_K or Q6_K say"
+        )
     low, high = blocks.min(axis=-1, keepdims=True), blocks.max(axis=-1, keepdims=True)
+    levels = 15 if name == "Q4_1" else 31
     with np.errstate(over="ignore"):
-        scale = (high - low) / np.float32(15)
+        scale = (high - low) / np.float32(levels)
     head = [_half_bytes(name, scale), _half_bytes(name, low)]
-    return np.concatenate([*head, _join_nibbles(np.trunc((blocks - low) * _reciprocal(scale) + np.float32(0.5)))], -1)
+    quanta = np.trunc((blocks - low) * _reciprocal(scale) + np.float32(0.5)).clip(0, levels)
+    body = _join_nibbles(quanta) if name == "Q4_1" else packed_quanta(quanta.astype(np.uint8))
+    return np.concatenate([*head, body], axis=-1)
 
 
 def _reciprocal(scale: Float32) -> Float32:

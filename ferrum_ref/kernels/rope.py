@@ -1,4 +1,4 @@
-"""Rotary position embedding.   Clauses: KN-ROPE-1..6.
+"""Rotary position embedding.   Clauses: KN-ROPE-1..7.
 
 Source: Su et al. 2021 (RoFormer), eq. 34; pairing of the halves as in GPT-NeoX and Llama.
 """
@@ -13,6 +13,7 @@ from numpy.typing import DTypeLike
 from ferrum_ref.errors import InvalidParameterError, ShapeError
 from ferrum_ref.kernels.integers import as_integers
 from ferrum_ref.kernels.rounding import FLOAT32, FLOAT64, Array, DType, compute_dtype, round_to, widen
+from ferrum_ref.types.parity_mode import ParityMode
 
 
 def rope_frequencies(head_dim: int, theta: float, *, angle_dtype: DTypeLike = FLOAT64) -> Array:
@@ -51,12 +52,19 @@ def rope_tables(
 
 
 def rotary_embedding(
-    x: Array, cos: Array, sin: Array, positions: Sequence[int] | Array, *, pairing: str = "half"
+    x: Array,
+    cos: Array,
+    sin: Array,
+    positions: Sequence[int] | Array,
+    *,
+    pairing: str = "half",
+    parity_mode: ParityMode = ParityMode.REFERENCE,
 ) -> Array:
-    """(a, b) -> (a c - b s, b c + a s) for every pair (a, b) of a head, c, s = cos[p, i], sin[p, i]   [KN-ROPE-1..5]
+    """(a, b) -> (a c - b s, b c + a s) for every pair (a, b) of a head, c, s = cos[p, i], sin[p, i]   [KN-ROPE-1..7]
 
     x (B, T, H, D) any float; cos, sin (P, D/2); positions T ints, one for each token: every one indexes the tables.
     pairing "half": pair i is (x[i], x[i + D/2]); "adjacent": (x[2i], x[2i+1]), the order of GGUF's Llama weights.
+    UPSTREAM: the first position and its successors, whatever the others are (D-15).
     Computed in float32 at least, rounded once; the result has x's shape and type. Pure.
     Raises ShapeError for other shapes or len(positions) != T; InvalidParameterError for a position outside [0, P) or
     another pairing.
@@ -70,6 +78,8 @@ def rotary_embedding(
         )
     if pairing not in ("half", "adjacent"):
         raise InvalidParameterError(f"rotary_embedding: pairing is {pairing!r}, expected 'half' or 'adjacent'")
+    if parity_mode is ParityMode.UPSTREAM and len(positions):
+        positions = range(int(positions[0]), int(positions[0]) + x.shape[1])
     rows = _table_rows(positions, x.shape[1], cos.shape[0])
     c = widen(cos[rows], dtype)[:, None, :]
     s = widen(sin[rows], dtype)[:, None, :]

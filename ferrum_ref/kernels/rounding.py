@@ -1,6 +1,6 @@
 """In which precision a kernel computes, and how a result is rounded once to its storage type.
 
-compute(x) = float64 if x is float64, else float32.   Clauses: KN-PRECISION-1..3, TN-CAST-1..5.
+compute(x) = float64 if x is float64, else float32.   Clauses: KN-PRECISION-1..3, TN-CAST-1..5, TN-FP8-1..3.
 """
 
 from __future__ import annotations
@@ -23,12 +23,20 @@ FLOAT64: DType = np.dtype(np.float64)
 FLOAT16: DType = np.dtype(np.float16)
 BFLOAT16: DType = np.dtype(ml_dtypes.bfloat16)
 FLOAT8: DType = np.dtype(ml_dtypes.float8_e4m3fn)
+FLOAT8_E5M2: DType = np.dtype(ml_dtypes.float8_e5m2)
 INT4: DType = np.dtype(ml_dtypes.int4)
 UINT4: DType = np.dtype(ml_dtypes.uint4)
 FLOAT8_MAX = 448.0
 
 _COMPUTE: Mapping[DType, DType] = MappingProxyType(
-    {FLOAT32: FLOAT32, FLOAT16: FLOAT32, BFLOAT16: FLOAT32, FLOAT8: FLOAT32, FLOAT64: FLOAT64}
+    {
+        FLOAT32: FLOAT32,
+        FLOAT16: FLOAT32,
+        BFLOAT16: FLOAT32,
+        FLOAT8: FLOAT32,
+        FLOAT8_E5M2: FLOAT32,
+        FLOAT64: FLOAT64,
+    }
 )
 
 
@@ -42,8 +50,8 @@ def compute_dtype(operation: str, *arrays: Array) -> DType:
         compute = _COMPUTE.get(array.dtype)
         if compute is None:
             raise BackendError(
-                f"{operation}: element type {array.dtype}, expected float16, bfloat16, float8_e4m3fn, float32 or "
-                "float64; convert with to_dtype"
+                f"{operation}: element type {array.dtype}, expected float16, bfloat16, float8_e4m3fn, "
+                "float8_e5m2, float32 or float64; convert with to_dtype"
             )
         if compute is FLOAT64:
             result = FLOAT64
@@ -56,18 +64,21 @@ def widen(array: Array, dtype: DType) -> Array:
 
 
 def round_to(values: Array, dtype: DType) -> Array:
-    """float32 or float64 values rounded once to `dtype`, to nearest, ties to even.  [KN-PRECISION-2, TN-CAST-1..2]
+    """float32 or float64 values rounded once to `dtype`, to nearest, ties to even.
 
-    float16, bfloat16, float32: overflow gives infinity. float8_e4m3fn: overflow and infinities give +-448; NaN stays.
+    [KN-PRECISION-2, TN-CAST-1..2, TN-FP8-2]
+
+    float16, bfloat16, float8_e5m2, float32: overflow gives infinity. float8_e4m3fn: overflow and infinities give
+    +-448. NaN stays.
     Pure; returns `values` itself when it has that type.
     """
     if values.dtype == dtype:
         return values
-    if values.dtype == FLOAT64 and dtype in (BFLOAT16, FLOAT8):
+    if values.dtype == FLOAT64 and dtype in (BFLOAT16, FLOAT8, FLOAT8_E5M2):
         values = _to_odd_float32(values)
     if dtype == FLOAT8:
         values = np.clip(values, -FLOAT8_MAX, FLOAT8_MAX)
-    return values.astype(dtype)
+    return np.asarray(values.astype(dtype))
 
 
 def _to_odd_float32(values: Array) -> Array:
@@ -108,9 +119,9 @@ def _to_integer(values: Array, dtype: DType) -> Array:
         wide = values.astype(FLOAT64)
         if np.isnan(wide).any():
             raise DeviceError(f"to_dtype: NaN has no value in {dtype}; replace it first")
-        wide = np.clip(np.rint(wide), low, high).astype(np.int64)
+        wide = np.asarray(np.clip(np.rint(wide), low, high).astype(np.int64))
     else:
-        wide = np.clip(values.astype(np.int64), low, high)
+        wide = np.asarray(np.clip(values.astype(np.int64), low, high))
     return wide.astype(np.int8).astype(dtype) if dtype in (INT4, UINT4) else wide.astype(dtype)
 
 

@@ -6,7 +6,7 @@
     logits = W_head rms_norm(h_L)
 
 Source: Touvron et al. 2023 (Llama), section 2.2; grouped queries: Ainslie et al. 2023.
-Clauses: LM-FORWARD-1..5 (specs/llm.md).
+Clauses: LM-FORWARD-1..6 (specs/llm.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ferrum_ref.errors import InvalidParameterError, ResourceExhaustedError, UnsupportedError
+from ferrum_ref.errors import InvalidParameterError, ResourceExhaustedError, ShapeError, UnsupportedError
 from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.interfaces.forward import ForwardBatch, Ints, Observer
 from ferrum_ref.interfaces.kernel_ops import (
@@ -77,19 +77,22 @@ class Decoder:
         """Where the weights are."""
         return self.weights.embedding.device()
 
-    def forward(self, batch: ForwardBatch, kv: KvBatch, observe: Observer | None = None) -> TensorRef:
-        """Logits `[R, V]` of batch.logit_rows, in that order. Appends the batch's K/V to `kv`.  [LM-FORWARD-1..5]
+    def forward(
+        self, batch: ForwardBatch, kv: KvBatch, observe: Observer | None = None, *, inputs: TensorRef | None = None
+    ) -> TensorRef:
+        """Logits `[R, V]` of batch.logit_rows, in that order. Appends the batch's K/V to `kv`.  [LM-FORWARD-1..6]
 
         `observe(name, tensor)` sees every intermediate: "embedding"; per layer "layers.3.attention_norm", ".qkv",
         ".attention", ".after_attention", ".ffn_norm", ".gated", ".hidden"; at the end "final_norm" and "logits". All
-        rows up to the last layer's attention, the wanted rows from there on.
+        rows up to the last layer's attention, the wanted rows from there on. `inputs` `[N, E]` stand in place of the
+        embedding's rows, whose ids are then only checked.
         Raises InvalidParameterError (token id or row out of range) and ResourceExhaustedError (position beyond the
         context) before anything is computed or stored.
         """
         self.check(batch)
         see = observe or _ignore
         last = len(self.weights.layers) - 1
-        residual = self._linear.embedding(self.weights.embedding, batch.token_ids)
+        residual = self.embed(batch.token_ids) if inputs is None else self._checked(inputs, batch)
         see("embedding", residual)
         normed = self._norm.rms_norm(residual, self.weights.layers[0].attention_norm, self.config.rms_norm_eps)
         for index, layer in enumerate(self.weights.layers):
@@ -108,6 +111,17 @@ class Decoder:
         logits = self._linear.linear(normed, self.weights.lm_head)
         see("logits", logits)
         return logits
+
+    def embed(self, token_ids: Ints) -> TensorRef:
+        """What the first layer gets for these ids: `[N, E]`. Pure.  [LM-FORWARD-6]"""
+        return self._linear.embedding(self.weights.embedding, token_ids)
+
+    def _checked(self, inputs: TensorRef, batch: ForwardBatch) -> TensorRef:
+        """Raises ShapeError unless there is one row `[E]` for each token."""
+        expected = (batch.num_tokens, self.config.hidden_size)
+        if inputs.shape() != expected:
+            raise ShapeError(f"Decoder.forward: inputs of shape {inputs.shape()}, expected {expected}")
+        return inputs
 
     def _attend(
         self, index: int, layer: LayerWeights, normed: TensorRef, positions: Ints, kv: KvBatch, see: Observer

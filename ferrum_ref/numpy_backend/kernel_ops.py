@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ferrum_ref.errors import ShapeError
+import math
+
+from ferrum_ref.errors import ShapeError, UnsupportedError
 from ferrum_ref.interfaces.kernel_ops import (
     ActivationOps,
     AttentionOps,
@@ -12,6 +14,7 @@ from ferrum_ref.interfaces.kernel_ops import (
     LinearOps,
     NormOps,
     PositionOps,
+    QuantScheme,
     SamplingOps,
     SamplingParams,
 )
@@ -21,10 +24,14 @@ from ferrum_ref.kernels.attention import attention, paged_attention
 from ferrum_ref.kernels.cache import write_kv
 from ferrum_ref.kernels.linear import embedding, linear
 from ferrum_ref.kernels.norm import rms_norm, rms_norm_residual
+from ferrum_ref.kernels.quantized_linear import quantized_linear
 from ferrum_ref.kernels.rope import rotary_embedding
 from ferrum_ref.kernels.sampling import argmax, sample_token
-from ferrum_ref.numpy_backend.tensor import NumpyTensor, array_of
+from ferrum_ref.numpy_backend.tensor import NumpyTensor, PackedTensor, array_of, wrap
 from ferrum_ref.types.algorithm import Algorithm
+from ferrum_ref.types.parity_mode import ParityMode
+
+UPSTREAM_HEAD_DIM = 128  # beyond it upstream's attention kernel reads and writes outside its tiles
 
 
 class NumpyNormOps(NormOps):
@@ -40,19 +47,38 @@ class NumpyNormOps(NormOps):
 
 
 class NumpyPositionOps(PositionOps):
+    """UPSTREAM: positions count on from the first (D-15).  [KN-ROPE-7]"""
+
+    def __init__(self, parity_mode: ParityMode = ParityMode.REFERENCE) -> None:
+        self._parity_mode = parity_mode
+
     def rotary_embedding(
         self, x: TensorRef, cos_cache: TensorRef, sin_cache: TensorRef, position_ids: Ints
     ) -> TensorRef:
         name = "rotary_embedding"
         cos, sin = array_of(name, cos_cache), array_of(name, sin_cache)
-        return NumpyTensor(rotary_embedding(array_of(name, x), cos, sin, position_ids))
+        mode = self._parity_mode
+        return NumpyTensor(rotary_embedding(array_of(name, x), cos, sin, position_ids, parity_mode=mode))
 
 
 class NumpyAttentionOps(AttentionOps):
+    """UPSTREAM: `attention` scales by 1/sqrt(D) and has no window, as upstream's CUDA kernel (D-52).  [KN-ATTN-9]"""
+
+    def __init__(self, parity_mode: ParityMode = ParityMode.REFERENCE) -> None:
+        self._parity_mode = parity_mode
+
     def attention(self, q: TensorRef, k: TensorRef, v: TensorRef, params: AttentionParams) -> TensorRef:
         x, keys, values = array_of("attention", q), array_of("attention", k), array_of("attention", v)
         _check_heads("attention", params, x.shape, keys.shape)
-        return NumpyTensor(attention(x, keys, values, params.softmax_scale, params.causal, params.sliding_window))
+        scale, window = params.softmax_scale, params.sliding_window
+        if self._parity_mode is ParityMode.UPSTREAM:
+            if params.head_dim > UPSTREAM_HEAD_DIM:
+                raise UnsupportedError(
+                    f"attention: parity_mode UPSTREAM with head_dim={params.head_dim}, expected at most "
+                    f"{UPSTREAM_HEAD_DIM}; upstream's kernel has no defined result beyond"
+                )
+            scale, window = 1.0 / math.sqrt(params.head_dim), 0
+        return NumpyTensor(attention(x, keys, values, scale, params.causal, window))
 
     def paged_attention(
         self,
@@ -71,7 +97,13 @@ class NumpyAttentionOps(AttentionOps):
         return NumpyTensor(paged_attention(x, keys, values, block_table, context_lens, scale, causal, window))
 
     def write_kv(self, cache: TensorRef, rows: TensorRef, slots: Ints) -> None:
-        write_kv(array_of("write_kv", cache), array_of("write_kv", rows), slots)
+        new = array_of("write_kv", rows)
+        if not isinstance(cache, PackedTensor):
+            write_kv(array_of("write_kv", cache), new, slots)
+            return
+        cells = cache.unpacked()
+        write_kv(cells, new, slots)
+        cache.store(cells)
 
 
 class NumpyActivationOps(ActivationOps):
@@ -86,12 +118,27 @@ class NumpyLinearOps(LinearOps):
     def linear(self, input: TensorRef, weight: TensorRef) -> TensorRef:
         return NumpyTensor(linear(array_of("linear", input), array_of("linear", weight)))
 
+    def quantized_linear(self, input: TensorRef, packed_weight: TensorRef, scheme: QuantScheme) -> TensorRef:
+        name = "quantized_linear"
+        if not isinstance(scheme, QuantScheme.Q4_0 | QuantScheme.Q8_0):
+            raise UnsupportedError(f"{name}: scheme {scheme!r}, expected QuantScheme.Q4_0 or QuantScheme.Q8_0")
+        kind = "Q4_0" if isinstance(scheme, QuantScheme.Q4_0) else "Q8_0"
+        packed = array_of(name, packed_weight)
+        return NumpyTensor(quantized_linear(array_of(name, input), packed, kind, scheme.group_size))
+
     def embedding(self, table: TensorRef, ids: Ints) -> TensorRef:
-        return NumpyTensor(embedding(array_of("embedding", table), ids))
+        return wrap(embedding(array_of("embedding", table), ids))
 
 
 class NumpySamplingOps(SamplingOps):
+    """UPSTREAM: `sample_token` ignores its parameters and takes the argmax (D-18).  [KN-SAMPLE-9]"""
+
+    def __init__(self, parity_mode: ParityMode = ParityMode.REFERENCE) -> None:
+        self._parity_mode = parity_mode
+
     def sample_token(self, logits: TensorRef, params: SamplingParams) -> int:
+        if self._parity_mode is ParityMode.UPSTREAM:
+            return argmax(array_of("sample_token", logits))
         return sample_token(
             array_of("sample_token", logits),
             temperature=params.temperature,
@@ -108,15 +155,15 @@ class NumpySamplingOps(SamplingOps):
 
 
 class NumpyKernelOps(KernelOps):
-    """All six parts."""
+    """All six parts; `parity_mode` is handed to those in which upstream gives another result."""
 
-    def __init__(self) -> None:
+    def __init__(self, parity_mode: ParityMode = ParityMode.REFERENCE) -> None:
         self._norm = NumpyNormOps()
-        self._position = NumpyPositionOps()
-        self._attention = NumpyAttentionOps()
+        self._position = NumpyPositionOps(parity_mode)
+        self._attention = NumpyAttentionOps(parity_mode)
         self._activation = NumpyActivationOps()
         self._linear = NumpyLinearOps()
-        self._sampling = NumpySamplingOps()
+        self._sampling = NumpySamplingOps(parity_mode)
 
     def backend_name(self) -> str:
         return "numpy"

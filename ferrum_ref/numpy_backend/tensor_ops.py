@@ -1,4 +1,4 @@
-"""Primitive mathematics on NumpyTensors.   Clauses: TN-OPS-1..11."""
+"""Primitive mathematics on NumpyTensors.   Clauses: TN-OPS-1..13."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ from collections.abc import Sequence
 import numpy as np
 
 from ferrum_ref.errors import ShapeError
-from ferrum_ref.interfaces.tensor import TensorOps, TensorRef, matmul_output_shape
+from ferrum_ref.interfaces.tensor import Array, TensorOps, TensorRef, matmul_output_shape
 from ferrum_ref.kernels.activation import gelu, relu, silu
 from ferrum_ref.kernels.norm import layer_norm, rms_norm
 from ferrum_ref.kernels.rounding import cast, compute_dtype, round_to, widen
 from ferrum_ref.kernels.softmax import softmax
 from ferrum_ref.numpy_backend import elementwise
 from ferrum_ref.numpy_backend.dtypes import common_type
-from ferrum_ref.numpy_backend.tensor import NumpyTensor, array_of
+from ferrum_ref.numpy_backend.tensor import NumpyTensor, array_of, tensor_of, wrap
+from ferrum_ref.types.parity_mode import ParityMode
 
 
 class NumpyTensorOps(TensorOps):
-    """Stateless; every result is a new tensor, transposes and pieces share memory with their source."""
+    """Stateless; every result is a new tensor, transposes and pieces share memory with their source.
+
+    UPSTREAM: `gelu` is the tanh form and `split` drops what its sizes leave over.  [TN-OPS-12..13]
+    """
+
+    def __init__(self, parity_mode: ParityMode = ParityMode.REFERENCE) -> None:
+        self._parity_mode = parity_mode
 
     def matmul(self, a: TensorRef, b: TensorRef) -> TensorRef:
         x, y = array_of("matmul", a), array_of("matmul", b)
@@ -54,56 +61,73 @@ class NumpyTensorOps(TensorOps):
         return NumpyTensor(relu(array_of("relu", tensor)))
 
     def gelu(self, tensor: TensorRef, *, approximate: str = "none") -> TensorRef:
+        if self._parity_mode is ParityMode.UPSTREAM and approximate == "none":
+            approximate = "tanh"
         return NumpyTensor(gelu(array_of("gelu", tensor), approximate))
 
     def silu(self, tensor: TensorRef) -> TensorRef:
         return NumpyTensor(silu(array_of("silu", tensor)))
 
     def concat(self, tensors: Sequence[TensorRef], dim: int) -> TensorRef:
-        if not tensors:
-            raise ShapeError("concat: no tensors, expected at least one")
-        arrays = [array_of("concat", tensor) for tensor in tensors]
+        arrays = common_arrays("concat", tensors)
         first = arrays[0]
         _check_axis("concat", dim, first.shape)
-        target = first.dtype
         for index, array in enumerate(arrays[1:], 1):
             if array.ndim != first.ndim or any(
-                a != b for axis, (a, b) in enumerate(zip(array.shape, first.shape)) if axis != dim
+                a != b for axis, (a, b) in enumerate(zip(array.shape, first.shape, strict=True)) if axis != dim
             ):
                 raise ShapeError(
                     f"concat: tensor {index} has shape {array.shape}, expected {first.shape} except on axis {dim}"
                 )
-            target = target if array.dtype == target else common_type("concat", target, array.dtype)
-        return NumpyTensor(np.concatenate([cast(array, target) for array in arrays], axis=dim))
+        return wrap(np.asarray(np.concatenate(arrays, axis=dim), order="C"))
 
     def split(self, tensor: TensorRef, sizes: Sequence[int], dim: int) -> list[TensorRef]:
-        array = array_of("split", tensor)
-        _check_axis("split", dim, array.shape)
-        if any(size < 0 for size in sizes) or sum(sizes) != array.shape[dim]:
+        source = tensor_of("split", tensor)
+        shape = source.shape()
+        _check_axis("split", dim, shape)
+        total = sum(sizes)
+        drops_tail = self._parity_mode is ParityMode.UPSTREAM and total < shape[dim]
+        if any(size < 0 for size in sizes) or (total != shape[dim] and not drops_tail):
             raise ShapeError(
-                f"split: sizes {tuple(sizes)} on axis {dim} of shape {array.shape}, "
-                f"expected sizes of 0 or more that sum to {array.shape[dim]}"
+                f"split: sizes {tuple(sizes)} on axis {dim} of shape {shape}, "
+                f"expected sizes of 0 or more that sum to {shape[dim]}"
             )
         pieces: list[TensorRef] = []
         start = 0
         for size in sizes:
-            pieces.append(NumpyTensor(array[(slice(None),) * dim + (slice(start, start + size),)]))
+            pieces.append(source.narrowed(dim, start, size))
             start += size
         return pieces
 
     def transpose(self, tensor: TensorRef, dim0: int, dim1: int) -> TensorRef:
-        array = array_of("transpose", tensor)
-        _check_axis("transpose", dim0, array.shape)
-        _check_axis("transpose", dim1, array.shape)
-        return NumpyTensor(array.swapaxes(dim0, dim1))
+        source = tensor_of("transpose", tensor)
+        _check_axis("transpose", dim0, source.shape())
+        _check_axis("transpose", dim1, source.shape())
+        dims = list(range(source.ndim()))
+        dims[dim0], dims[dim1] = dim1, dim0
+        return source.permuted(tuple(dims))
 
     def permute(self, tensor: TensorRef, dims: Sequence[int]) -> TensorRef:
-        array = array_of("permute", tensor)
-        if sorted(dims) != list(range(array.ndim)):
+        source = tensor_of("permute", tensor)
+        if sorted(dims) != list(range(source.ndim())):
             raise ShapeError(
-                f"permute: dims {tuple(dims)} for shape {array.shape}, expected each of 0..{array.ndim - 1} once"
+                f"permute: dims {tuple(dims)} for shape {source.shape()}, expected each of 0..{source.ndim() - 1} once"
             )
-        return NumpyTensor(array.transpose(tuple(dims)))
+        return source.permuted(tuple(dims))
+
+
+def common_arrays(operation: str, tensors: Sequence[TensorRef]) -> list[Array]:
+    """The arrays behind some tensors, all in their common type (TN-DTYPE-2).
+
+    Raises BackendError for an empty list, another backend's tensor, or types that have none in common.
+    """
+    if not tensors:
+        raise ShapeError(f"{operation}: no tensors, expected at least one")
+    arrays = [array_of(operation, tensor) for tensor in tensors]
+    target = arrays[0].dtype
+    for array in arrays[1:]:
+        target = target if array.dtype == target else common_type(operation, target, array.dtype)
+    return [cast(array, target) for array in arrays]
 
 
 def _check_axis(operation: str, dim: int, shape: tuple[int, ...]) -> None:

@@ -170,7 +170,7 @@ class SecurityConfig(Record):
     """Security settings of a server; not a part of EngineConfig."""
 
     enable_auth: bool = False
-    api_keys: list[str] = field(default_factory=list)
+    api_keys: list[str] = field(default_factory=list, repr=False)
     enable_rate_limiting: bool = True
     rate_limit_rpm: U32 = 60
     enable_content_filter: bool = False

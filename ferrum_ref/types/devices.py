@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from ferrum_ref.errors import InvalidParameterError
-from ferrum_ref.types.record import check_unsigned
+from ferrum_ref.types.record import Usize, check_unsigned
+from ferrum_ref.types.text_form import Displayed
 
 Kind = Literal["cpu", "cuda", "rocm", "metal"]
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
+class Device(Displayed):
     """A compute device: `Device.CPU`, `Device.Metal`, `Device.CUDA(n)`, `Device.ROCm(n)`.  [TY-DEVICE-1..2; D-50]
 
     Hashable; `str()` is cpu / cuda:N / rocm:N / metal. Metal exists on every platform (upstream: on macOS only).
@@ -37,11 +38,11 @@ class Device:
             raise InvalidParameterError(f"Device: {self.kind} takes no index, got {self.ordinal!r}")
 
     @staticmethod
-    def CUDA(index: int) -> Device:
+    def CUDA(index: Usize) -> Device:
         return Device("cuda", index)
 
     @staticmethod
-    def ROCm(index: int) -> Device:
+    def ROCm(index: Usize) -> Device:
         return Device("rocm", index)
 
     @staticmethod
@@ -78,7 +79,44 @@ Device.CPU = Device("cpu")
 Device.Metal = Device("metal")
 
 
-class DataType(enum.Enum):
+class ElementType(Displayed):
+    """What can be asked of an element type, told from its name; `DataType` lists the names."""
+
+    _value_: str
+
+    def __new__(cls, name: str) -> Self:
+        element = object.__new__(cls)
+        element._value_ = name
+        return element
+
+    def size_bytes(self) -> int:
+        """Upstream's figure: whole bytes, so 4-bit data is over-counted twofold; see packed_bytes.  [TY-DTYPE-1]"""
+        return (self.size_bits() + 7) // 8
+
+    def size_bits(self) -> int:
+        """Bits of one element in packed storage (BOOL is stored as a byte).  [TY-DTYPE-2]"""
+        name = self._value_
+        if name == "BOOL":
+            return 8
+        return int(name.lstrip("BFPUINT"))
+
+    def packed_bytes(self, num_elements: int) -> int:
+        """ceil(num_elements * size_bits / 8): the true storage of packed data.  [TY-DTYPE-2]"""
+        return (check_unsigned(num_elements, 2**64, "packed_bytes", "num_elements") * self.size_bits() + 7) // 8
+
+    def is_float(self) -> bool:
+        return self._value_ in ("FP32", "FP16", "BF16", "FP8")
+
+    def is_integer(self) -> bool:
+        """All INT* and UINT* types; BOOL is not one."""
+        return "INT" in self._value_
+
+    def is_quantized(self) -> bool:
+        """FP8, INT8, INT4 and UINT4, as upstream (UINT8 is not).  [TY-DTYPE-3]"""
+        return self._value_ in ("FP8", "INT8", "INT4", "UINT4")
+
+
+class DataType(ElementType, enum.Enum):
     """An element type; `str()` is its lower-case name.  [TY-DTYPE-1..3; D-07]
 
     FP8 is E4M3FN (finite only, largest value 448). There are no 64-bit types.
@@ -97,32 +135,6 @@ class DataType(enum.Enum):
     UINT8 = "UINT8"
     UINT4 = "UINT4"
     BOOL = "BOOL"
-
-    def size_bytes(self) -> int:
-        """Upstream's figure: whole bytes, so 4-bit data is over-counted twofold; see packed_bytes.  [TY-DTYPE-1]"""
-        return (self.size_bits() + 7) // 8
-
-    def size_bits(self) -> int:
-        """Bits of one element in packed storage (BOOL is stored as a byte).  [TY-DTYPE-2]"""
-        name = self.value
-        if name == "BOOL":
-            return 8
-        return int(name.lstrip("BFPUINT"))
-
-    def packed_bytes(self, num_elements: int) -> int:
-        """ceil(num_elements * size_bits / 8): the true storage of packed data.  [TY-DTYPE-2]"""
-        return (check_unsigned(num_elements, 2**64, "packed_bytes", "num_elements") * self.size_bits() + 7) // 8
-
-    def is_float(self) -> bool:
-        return self in (DataType.FP32, DataType.FP16, DataType.BF16, DataType.FP8)
-
-    def is_integer(self) -> bool:
-        """All INT* and UINT* types; BOOL is not one."""
-        return "INT" in self.value
-
-    def is_quantized(self) -> bool:
-        """FP8, INT8, INT4 and UINT4, as upstream (UINT8 is not).  [TY-DTYPE-3]"""
-        return self in (DataType.FP8, DataType.INT8, DataType.INT4, DataType.UINT4)
 
     def __str__(self) -> str:
         return self.value.lower()

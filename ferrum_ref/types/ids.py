@@ -1,6 +1,6 @@
 """Identifiers: token ids, and the keys of requests, batches, sessions, tasks, models and clients.
 
-Upstream: `ferrum_types::ids`.  Clauses: TY-IDS-1..4 (specs/types.md).
+Upstream: `ferrum_types::ids`.  Clauses: TY-IDS-1..5 (specs/types.md).
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from ferrum_ref.errors import InvalidParameterError
-from ferrum_ref.types.record import check_unsigned
+from ferrum_ref.types.parity_mode import ParityMode
+from ferrum_ref.types.record import U32, check_unsigned
+from ferrum_ref.types.text_form import Displayed
 
 if TYPE_CHECKING:
     import numpy as np
 
-BlockId: TypeAlias = int
+BlockId: TypeAlias = U32
 
 _Uuid = TypeVar("_Uuid", bound="UuidKey")
 _Text = TypeVar("_Text", bound="TextKey")
 
 
-class TokenId(int):
-    """A vocabulary index in [0, 2**32); compares, orders and hashes as the plain int.  [TY-IDS-1]
+class TokenId(Displayed, int):
+    """A vocabulary index in [0, 2**32); compares, orders, hashes and prints as the plain int.  [TY-IDS-1, TY-IDS-5]
 
     Raises InvalidParameterError outside the range (upstream truncates a 64-bit value silently).
     """
@@ -37,15 +39,26 @@ class TokenId(int):
         return cls(value)
 
     @classmethod
-    def from_value(cls, value: int) -> TokenId:
+    def from_value(cls, value: int, *, parity_mode: ParityMode = ParityMode.REFERENCE) -> TokenId:
+        """The id `value`; under ParityMode.UPSTREAM a wider value is cut to its low 32 bits, as there.  [TY-IDS-1]"""
+        if parity_mode is ParityMode.UPSTREAM:
+            return cls(check_unsigned(value, 2**64, "TokenId", "value") % 2**32)
         return cls(value)
 
     def get(self) -> int:
         return int(self)
 
+    @property
+    def _0(self) -> int:
+        """The wrapped value: upstream's unnamed field `0`.  [TY-IDS-5]"""
+        return int(self)
+
+    def __str__(self) -> str:
+        return int.__repr__(self)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class UuidKey:
+class UuidKey(Displayed):
     """A key around a version-4 UUID; equal only to a key of its own kind with the same UUID.  [TY-IDS-2]"""
 
     value: uuid.UUID
@@ -72,6 +85,11 @@ class UuidKey:
             return cls(uuid.UUID(text))
         except (ValueError, AttributeError, TypeError):
             raise InvalidParameterError(f"{cls.__name__}.parse: expected a UUID, got {text!r}") from None
+
+    @property
+    def _0(self) -> uuid.UUID:
+        """The wrapped value: upstream's unnamed field `0`.  [TY-IDS-5]"""
+        return self.value
 
     def __eq__(self, other: object) -> bool:
         return self is other or (type(other) is type(self) and other.value.int == self.value.int)
@@ -108,7 +126,7 @@ class TaskId(UuidKey):
 
 
 @dataclass(frozen=True, slots=True)
-class TextKey:
+class TextKey(Displayed):
     """A key around unvalidated text; equal only to a key of its own kind.  [TY-IDS-4]"""
 
     value: str
@@ -120,6 +138,11 @@ class TextKey:
     @classmethod
     def from_value(cls: type[_Text], id: str | TextKey) -> _Text:
         return cls(str(id))
+
+    @property
+    def _0(self) -> str:
+        """The wrapped value: upstream's unnamed field `0`.  [TY-IDS-5]"""
+        return self.value
 
     def as_str(self) -> str:
         return self.value

@@ -1,24 +1,61 @@
 """Facts about models: family, size, where their files are, how they are quantised, and token counts.
 
-Upstream: `ferrum_types::models`.  Clauses: TY-MODEL-1..5 (specs/types.md).
+Upstream: `ferrum_types::models`.  Clauses: TY-MODEL-1..8 (specs/types.md).
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, get_args
 
-from ferrum_ref.errors import ConfigError, InvalidParameterError
+from ferrum_ref.errors import ConfigError, InvalidFormatError, InvalidParameterError
 from ferrum_ref.types.devices import DataType, Device
 from ferrum_ref.types.ids import ModelId
-from ferrum_ref.types.record import F32, U8, U64, Json, Record, Usize
+from ferrum_ref.types.model_source import HuggingFaceSource, LocalSource, ModelSource, S3Source, UrlSource
+from ferrum_ref.types.quantization import (
+    AwqConfig,
+    Fp8Config,
+    GptqConfig,
+    Int4Config,
+    Int8Config,
+    QuantizationConfig,
+    SmoothQuantConfig,
+)
+from ferrum_ref.types.record import F32, U64, Json, Record, Usize, check_unsigned
+from ferrum_ref.types.text_form import Displayed
+
+__all__ = [
+    "Activation",
+    "AttentionConfig",
+    "AwqConfig",
+    "Fp8Config",
+    "GptqConfig",
+    "HuggingFaceSource",
+    "Int4Config",
+    "Int8Config",
+    "LocalSource",
+    "ModelConfig",
+    "ModelInfo",
+    "ModelMemoryRequirements",
+    "ModelSource",
+    "ModelType",
+    "NormType",
+    "QuantizationConfig",
+    "RopeScaling",
+    "S3Source",
+    "SmoothQuantConfig",
+    "TokenUsage",
+    "UrlSource",
+]
 
 Family = Literal["llama", "mistral", "qwen", "phi", "gemma", "embedding", "clip", "code", "custom"]
 
 
 @dataclass(frozen=True, slots=True)
-class ModelType:
+class ModelType(Displayed):
     """Model family: `ModelType.Llama` ... `.Clip`, `.Code(name)`, `.Custom(name)`.  [TY-MODEL-1]"""
 
     family: Family
@@ -33,6 +70,10 @@ class ModelType:
     Clip: ClassVar[ModelType]
 
     def __post_init__(self) -> None:
+        if self.family not in get_args(Family):
+            raise InvalidParameterError(
+                f"ModelType: unknown family {self.family!r}; expected {', '.join(get_args(Family))}"
+            )
         if (self.name is not None) != (self.family in ("code", "custom")):
             raise InvalidParameterError(f"ModelType: a name goes with code and custom only, got {self!r}")
 
@@ -71,56 +112,6 @@ class Activation(enum.Enum):
     SiLU = "SiLU"
     ReLU = "ReLU"
     Swish = "Swish"
-
-
-class ModelSource:
-    """Where a model is: one of `ModelSource.Local`, `.HuggingFace`, `.Url`, `.S3`."""
-
-    __slots__ = ()
-    Local: ClassVar[type[LocalSource]]
-    HuggingFace: ClassVar[type[HuggingFaceSource]]
-    Url: ClassVar[type[UrlSource]]
-    S3: ClassVar[type[S3Source]]
-
-
-@dataclass(frozen=True, slots=True)
-class LocalSource(ModelSource):
-    """A path on this machine."""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class HuggingFaceSource(ModelSource):
-    """A repository of the Hugging Face hub."""
-
-    repo_id: str
-    revision: str | None
-    cache_dir: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class UrlSource(ModelSource):
-    """An address, with the request headers it needs."""
-
-    url: str
-    headers: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class S3Source(ModelSource):
-    """An object in an S3 bucket."""
-
-    bucket: str
-    key: str
-    region: str | None
-    endpoint: str | None
-
-
-ModelSource.Local = LocalSource
-ModelSource.HuggingFace = HuggingFaceSource
-ModelSource.Url = UrlSource
-ModelSource.S3 = S3Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,86 +166,6 @@ class ModelInfo(Record):
         return ModelMemoryRequirements(parameters, kv_cache, activation, parameters + kv_cache + activation)
 
 
-class QuantizationConfig(Record):
-    """How weights are quantised: `.GPTQ`, `.AWQ`, `.FP8`, `.INT8`, `.INT4` or `.SmoothQuant`.  [TY-MODEL-5]"""
-
-    __slots__ = ()
-    GPTQ: ClassVar[type[GptqConfig]]
-    AWQ: ClassVar[type[AwqConfig]]
-    FP8: ClassVar[type[Fp8Config]]
-    INT8: ClassVar[type[Int8Config]]
-    INT4: ClassVar[type[Int4Config]]
-    SmoothQuant: ClassVar[type[SmoothQuantConfig]]
-
-    def bits(self) -> int:
-        """Own value for GPTQ and AWQ, 4 for INT4, 8 for the rest."""
-        if isinstance(self, (GptqConfig, AwqConfig)):
-            return self.num_bits
-        return 4 if isinstance(self, Int4Config) else 8
-
-    def is_high_accuracy(self) -> bool:
-        """True for FP8, INT8 and SmoothQuant."""
-        return isinstance(self, (Fp8Config, Int8Config, SmoothQuantConfig))
-
-
-@dataclass(frozen=True, slots=True)
-class GptqConfig(QuantizationConfig):
-    """GPTQ; the field upstream calls `bits` is `num_bits` here, beside the method `bits()`."""
-
-    num_bits: U8
-    group_size: Usize
-    desc_act: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AwqConfig(QuantizationConfig):
-    """AWQ; the field upstream calls `bits` is `num_bits` here, beside the method `bits()`."""
-
-    num_bits: U8
-    zero_point: bool
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fp8Config(QuantizationConfig):
-    """8-bit floats: E4M3 (else E5M2), for the KV cache too or not."""
-
-    e4m3: bool
-    kv_cache: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Int8Config(QuantizationConfig):
-    """8-bit integers."""
-
-    symmetric: bool
-    per_channel: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Int4Config(QuantizationConfig):
-    """4-bit integers in groups."""
-
-    symmetric: bool
-    group_size: Usize
-
-
-@dataclass(frozen=True, slots=True)
-class SmoothQuantConfig(QuantizationConfig):
-    """SmoothQuant with migration strength alpha."""
-
-    alpha: F32
-    calibration_size: Usize
-
-
-QuantizationConfig.GPTQ = GptqConfig
-QuantizationConfig.AWQ = AwqConfig
-QuantizationConfig.FP8 = Fp8Config
-QuantizationConfig.INT8 = Int8Config
-QuantizationConfig.INT4 = Int4Config
-QuantizationConfig.SmoothQuant = SmoothQuantConfig
-
-
 @dataclass(frozen=True, slots=True)
 class ModelConfig(Record):
     """How a model is to be run.  [TY-MODEL-4]"""
@@ -304,17 +215,32 @@ class TokenUsage(Record):
         return TokenUsage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens)
 
     def add_completion_tokens(self, tokens: int) -> None:
-        """Add to completion_tokens and recompute the total."""
-        self.completion_tokens += tokens
+        """Add to completion_tokens and recompute the total.  Raises InvalidParameterError for a negative count."""
+        self.completion_tokens += check_unsigned(tokens, 2**64, "TokenUsage.add_completion_tokens", "tokens")
         self.total_tokens = self.prompt_tokens + self.completion_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """Scaling of rotary positions."""
+    """Scaling of rotary positions.  [TY-MODEL-7; D-29]"""
 
-    scaling_type: str
+    scaling_type: str = field(metadata={"json_aliases": ("rope_type", "type")})
     factor: F32
+
+    @staticmethod
+    def from_config(settings: Mapping[str, Json]) -> RopeScaling:
+        """`rope_scaling` of a config.json: the type under `rope_type`, `type` or `scaling_type`.  [TY-MODEL-7; D-29]
+
+        Further keys (of llama3, yarn, ...) belong to the model and are ignored here. Pure.
+        Raises InvalidFormatError when the type is no text or the factor no number.
+        """
+        named = [settings[key] for key in ("rope_type", "type", "scaling_type") if key in settings]
+        factor = settings.get("factor")
+        if not named or not isinstance(named[0], str):
+            raise InvalidFormatError(f"rope_scaling: rope_type must be a text, got {named[0] if named else None!r}")
+        if not isinstance(factor, (int, float)) or isinstance(factor, bool) or not math.isfinite(factor):
+            raise InvalidFormatError(f"rope_scaling: factor must be a finite number, got {factor!r}")
+        return RopeScaling(named[0], float(factor))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,49 @@
 """Widths of upstream's number fields, and the one check that every plain-data record makes of them.
 
 A field annotated `U8`, `U32`, `U64` or `Usize` is an unsigned integer of that width: constructing a record with a
-negative, too large or non-integer value raises InvalidParameterError.  Clauses: TY-RECORD-1..2 (specs/types.md).
+negative, too large or non-integer value raises InvalidParameterError. To a type checker the names below mean `int`,
+`float` and `Any`; at run time they also carry their width, which the JSON codec reads (specs/json.md).
+
+Clauses: TY-RECORD-1..2 (specs/types.md).
 """
 
 from __future__ import annotations
 
 import inspect
 import operator
-from typing import Any, ClassVar, TypeAlias
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 from ferrum_ref.errors import InvalidParameterError
 
-U8: TypeAlias = int
-U32: TypeAlias = int
-U64: TypeAlias = int
-Usize: TypeAlias = int
-F32: TypeAlias = float
-F64: TypeAlias = float
+
+@dataclass(frozen=True, slots=True)
+class IntegerWidth:
+    """Integers in [low, limit)."""
+
+    low: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class FloatWidth:
+    """Floats of that many bits."""
+
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class MonotonicClock:
+    """A reading of a monotonic clock, in seconds: it means nothing outside its process and is never serialised."""
+
+
+U8: TypeAlias = Annotated[int, IntegerWidth(0, 2**8)]
+U32: TypeAlias = Annotated[int, IntegerWidth(0, 2**32)]
+U64: TypeAlias = Annotated[int, IntegerWidth(0, 2**64)]
+Usize: TypeAlias = Annotated[int, IntegerWidth(0, 2**64)]
+F32: TypeAlias = Annotated[float, FloatWidth(32)]
+F64: TypeAlias = Annotated[float, FloatWidth(64)]
+Instant: TypeAlias = Annotated[float, MonotonicClock()]
 Json: TypeAlias = Any
 
 UNSIGNED_LIMITS = {"U8": 2**8, "U32": 2**32, "U64": 2**64, "Usize": 2**64}

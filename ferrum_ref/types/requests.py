@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from ferrum_ref.types.ids import BatchId, BlockId, ClientId, ModelId, RequestId, SessionId, TokenId
 from ferrum_ref.types.models import TokenUsage
-from ferrum_ref.types.record import U64, Json, Record, Usize
+from ferrum_ref.types.record import U64, Json, Record, Usize, check_unsigned
 from ferrum_ref.types.sampling import FinishReason, Priority, SamplingParams
 
 
@@ -143,19 +143,19 @@ class BatchRequest(Record):
 
 
 @dataclass(slots=True)
-class ScheduledRequest:
-    """A request and how far it has come; mutable.  [TY-REQUEST-4]"""
+class ScheduledRequest(Record):
+    """A request and how far it has come; mutable, and never serialised.  [TY-REQUEST-4]"""
 
     request: InferenceRequest
-    state: RequestState = RequestState.Waiting
-    allocated_blocks: list[BlockId] = field(default_factory=list)
-    tokens_processed: int = 0
-    estimated_completion: datetime | None = None
+    state: RequestState
+    allocated_blocks: list[BlockId]
+    tokens_processed: Usize
+    estimated_completion: datetime | None
 
     @staticmethod
     def new(request: InferenceRequest) -> ScheduledRequest:
         """Waiting, with nothing allocated."""
-        return ScheduledRequest(request)
+        return ScheduledRequest(request, RequestState.Waiting, [], 0, None)
 
     def set_state(self, state: RequestState) -> None:
         self.state = state
@@ -164,5 +164,5 @@ class ScheduledRequest:
         self.allocated_blocks.extend(blocks)
 
     def update_progress(self, tokens_processed: int) -> None:
-        """Set (not add to) the number of tokens processed."""
-        self.tokens_processed = tokens_processed
+        """Set (not add to) the number of tokens processed.  Raises InvalidParameterError for a negative count."""
+        self.tokens_processed = check_unsigned(tokens_processed, 2**64, "ScheduledRequest", "tokens_processed")

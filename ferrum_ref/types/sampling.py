@@ -1,6 +1,6 @@
 """Generation parameters of one request, named presets, special tokens, and why a generation ended.
 
-Upstream: `ferrum_types::sampling`.  Clauses: TY-SAMPLING-1..5 (specs/types.md).
+Upstream: `ferrum_types::sampling`.  Clauses: TY-SAMPLING-1..6 (specs/types.md).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from ferrum_ref.errors import InvalidParameterError, RequestValidationError
 from ferrum_ref.types.ids import TokenId
+from ferrum_ref.types.parity_mode import ParityMode
 from ferrum_ref.types.record import F32, U8, U64, Record, Usize
 
 
@@ -88,7 +89,7 @@ class SamplingParams(Record):
     tfs: F32 | None = None
     typical_p: F32 | None = None
     mirostat: MirostatParams | None = None
-    response_format: ResponseFormat = ResponseFormat.Text
+    response_format: ResponseFormat = field(default=ResponseFormat.Text, metadata={"json_default": True})
 
     @staticmethod
     def greedy() -> SamplingParams:
@@ -100,11 +101,15 @@ class SamplingParams(Record):
         """The defaults with that temperature.  [TY-SAMPLING-1]"""
         return SamplingParams(temperature=temperature)
 
-    def validate(self) -> None:
-        """Every parameter lies in its domain; NaN lies in none.  [TY-SAMPLING-2..3; D-45]
+    def validate(self, *, parity_mode: ParityMode = ParityMode.REFERENCE) -> None:
+        """Every parameter lies in its domain; NaN lies in none.  [TY-SAMPLING-2..3, TY-SAMPLING-6; D-45]
 
-        Pure. Raises RequestValidationError naming the parameter, its domain and what it was.
+        Under ParityMode.UPSTREAM only what upstream refuses is refused. Pure.
+        Raises RequestValidationError naming the parameter, its domain and what it was.
         """
+        if parity_mode is ParityMode.UPSTREAM:
+            self._validate_as_upstream()
+            return
         _check("max_tokens", self.max_tokens, self.max_tokens >= 1, ">= 1")
         _check_number("temperature", self.temperature, lambda x: x >= 0.0, "finite and >= 0")
         _check_number("top_p", self.top_p, lambda x: 0.0 < x <= 1.0, "in (0, 1]")
@@ -122,6 +127,16 @@ class SamplingParams(Record):
             _check("mirostat.mode", self.mirostat.mode, self.mirostat.mode in (1, 2), "1 or 2")
             _check_number("mirostat.tau", self.mirostat.tau, lambda x: x > 0.0, "finite and > 0")
             _check_number("mirostat.eta", self.mirostat.eta, lambda x: x > 0.0, "finite and > 0")
+
+    def _validate_as_upstream(self) -> None:
+        """Comparisons as upstream writes them, by what is refused: a NaN is never refused.  [TY-SAMPLING-6; D-45]"""
+        _check("temperature", self.temperature, not self.temperature < 0.0, ">= 0")
+        _check("top_p", self.top_p, not (self.top_p <= 0.0 or self.top_p > 1.0), "in (0, 1]")
+        _check("top_k", self.top_k, self.top_k != 0, "None or >= 1")
+        _check("repetition_penalty", self.repetition_penalty, not self.repetition_penalty <= 0.0, "> 0")
+        for name in ("min_p", "tfs", "typical_p"):
+            value = getattr(self, name)
+            _check(name, value, value is None or not (value <= 0.0 or value > 1.0), "None or in (0, 1]")
 
 
 def _check(name: str, value: object, good: bool, domain: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ from safetensors.numpy import save_file
 
 from ferrum_ref import assembly
 from ferrum_ref.assembly import LoadedModel, load_model, plan_kv_blocks
-from ferrum_ref.errors import InvalidParameterError, NotFoundError, ResourceExhaustedError
-from ferrum_ref.interfaces.model_executor import AttentionType, UnifiedBatch, UnifiedBatchItem
+from ferrum_ref.errors import InvalidParameterError, ModelError, NotFoundError, ResourceExhaustedError
+from ferrum_ref.interfaces.model_executor import AttentionType, SpeculativeExecutor, UnifiedBatch, UnifiedBatchItem
 from ferrum_ref.kv_cache.storage_contiguous import KvShape
 from ferrum_ref.types.devices import DataType, Device
 from ferrum_ref.types.models import ModelType
@@ -78,7 +79,9 @@ def test_stop_ids_do_not_hang_on_the_tokenizer(folder: Any, monkeypatch: pytest.
 def test_executor_and_manager_share_one_storage(folder: Any, loaded: LoadedModel) -> None:
     executor, manager = loaded.new_executor(6, 4, max_batch_size=5)
     capabilities = executor.capabilities()
-    assert capabilities.attention_mechanisms == [AttentionType.GroupedQuery, AttentionType.Paged]
+    assert capabilities.attention_mechanisms[:2] == [AttentionType.GroupedQuery, AttentionType.Paged]
+    flash = loaded.backend.capabilities().supports_flash_attention
+    assert (AttentionType.Flash in capabilities.attention_mechanisms) == flash
     assert (capabilities.max_batch_size, capabilities.max_sequence_length) == (5, 96)
     memory = capabilities.memory_requirements
     assert memory.parameter_memory == sum(values.nbytes for values in folder[1].tensors.values())
@@ -144,3 +147,31 @@ def test_planning_blocks() -> None:
     for sizes in ({"block_size": 0}, {"max_tokens": 0}, {"max_num_seqs": 0}):
         with pytest.raises(InvalidParameterError, match="plan_kv_blocks"):
             plan_kv_blocks(shape, 2**30, **sizes)
+
+
+@pytest.mark.clause("MX-ASSEMBLY-1", "MX-ASSEMBLY-2", "MX-SPEC-8")
+def test_speculation_over_a_loaded_model(folder: Any, loaded: LoadedModel, tiny_llama: Any) -> None:
+    executor, manager = loaded.new_speculative_executor(6, 4, max_batch_size=5)
+    assert isinstance(executor, SpeculativeExecutor)
+    assert executor.capabilities().supports_speculative_decoding
+    assert manager.stats().total_blocks == 6
+    llm = loaded.new_llm()
+    text = list(IDS)
+    logits = llm.prefill("a", IDS)
+    for _ in range(30):
+        text.append(int(logits.argmax()))
+        logits = llm.decode("a", text[-1], len(text) - 1)
+    for decoder in (loaded.new_speculative(ngram=3), loaded.new_speculative(draft=loaded)):
+        found = decoder.generate(IDS, 30)
+        assert IDS + found.token_ids == text
+    assert found.counts.acceptance_rate == 1.0  # the draft is the model itself
+    with pytest.raises(InvalidParameterError, match="either"):
+        loaded.new_speculative()
+    with pytest.raises(InvalidParameterError, match="either"):
+        loaded.new_speculative(draft=loaded, ngram=2)
+    other = dataclasses.replace(loaded, info=dataclasses.replace(loaded.info, vocab_size=98))
+    with pytest.raises(ModelError, match="98 tokens, the target's 97"):
+        loaded.new_speculative(draft=other)
+    short = loaded.shortened(10)
+    assert short.info.max_sequence_length == short.decoder.max_tokens == 10
+    assert short.decoder.weights is loaded.decoder.weights

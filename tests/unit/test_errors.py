@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import pickle
+import typing
 
 import pytest
 
 from ferrum_ref import errors
 from ferrum_ref.errors import FerrumError, ShapeError
+from ferrum_ref.types.errors import Result
 
 # kind: (constructor, prefix, retryable, client, server, status), transcribed from the contract
 TABLE = {
@@ -92,3 +95,36 @@ def test_foreign_errors_are_taken_over() -> None:
 )
 def test_aliases_of_constructors(alias: str, kind: str) -> None:
     assert getattr(FerrumError, alias)("x").kind == kind
+
+
+@pytest.mark.clause("TY-ERROR-6")
+@pytest.mark.parametrize("kind", TABLE)
+def test_each_kind_stands_under_upstreams_name(kind: str) -> None:
+    cls = getattr(FerrumError, kind)
+    assert cls.kind == kind
+    assert type(getattr(FerrumError, TABLE[kind][0])("x")) is cls
+    with pytest.raises(cls):
+        raise cls("x")
+
+
+@pytest.mark.clause("TY-ERROR-6")
+def test_errors_live_where_upstream_has_them() -> None:
+    from ferrum_ref.types import errors as upstreams
+
+    assert upstreams.FerrumError is FerrumError
+    hints = typing.get_type_hints(answer, include_extras=True)
+    assert hints["return"] == typing.Annotated[int, FerrumError]
+    assert typing.get_type_hints(answer)["return"] is int
+
+
+def answer() -> Result[int]:
+    return 42
+
+
+@pytest.mark.clause("TY-ERROR-6")
+def test_a_serialization_error_knows_its_place() -> None:
+    error = errors.SerializationError("m", path="$.a[0]")
+    assert (error.path, str(error)) == ("$.a[0]", "Serialization error: m")
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.path, again.message) == (error.path, error.message)
+    assert FerrumError.serialization("m").path is None

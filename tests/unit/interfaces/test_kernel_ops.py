@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ferrum_ref.errors import BackendError, UnsupportedError
+from ferrum_ref.errors import BackendError, InvalidParameterError, UnsupportedError
 from ferrum_ref.interfaces import kernel_ops
 from ferrum_ref.interfaces.kernel_ops import (
     AttentionOps,
@@ -84,6 +84,30 @@ def test_sampling_params_and_schemes():
             pytest.fail("a Q8_0 matched as Q4_0")
         case QuantScheme.Q8_0(group_size=size):
             assert size == 64
+
+
+@pytest.mark.clause("KN-PARAMS-4")
+def test_widths():
+    sampling = KernelSamplingParams(1.0, 0, 1.0, 1.0, [], [], 2**32 - 1)
+    for changes in ({"rng_seed": 2**32}, {"rng_seed": -1}, {"top_k": -1}, {"top_k": 2**64}, {"top_k": 1.5}):
+        with pytest.raises(InvalidParameterError, match=f"SamplingParams: {next(iter(changes))}"):
+            dataclasses.replace(sampling, **changes)
+    with pytest.raises(InvalidParameterError, match="RoPEConfig: head_dim"):
+        RoPEConfig(64.0, 1, 1e4)
+    with pytest.raises(InvalidParameterError, match="RoPEConfig: max_seq_len"):
+        RoPEConfig(64, 2**64, 1e4)
+    with pytest.raises(InvalidParameterError, match="AttentionParams: sliding_window"):
+        AttentionParams(1, 1, 1, 1.0, True, 1.5)
+    for scheme in (QuantScheme.Q4_0, QuantScheme.Q8_0):
+        with pytest.raises(BackendError, match="group_size is 0"):
+            scheme(0)
+        with pytest.raises(InvalidParameterError, match="group_size"):
+            scheme(32.5)
+        with pytest.raises(TypeError):
+            scheme()
+    for cls, count in ((RoPEConfig, 3), (AttentionParams, 5), (KernelSamplingParams, 7)):
+        required = [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        assert len(required) == count
 
 
 @pytest.mark.clause("KN-PARTS-1")

@@ -7,9 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ferrum_ref.errors import BackendError, InvalidParameterError, ModelError
-from ferrum_ref.interfaces.tensor import TensorLike, are_broadcastable, broadcast_shapes, matmul_output_shape
+from ferrum_ref.errors import BackendError, InvalidParameterError, ModelError, UnsupportedError
+from ferrum_ref.interfaces import tensor as contract
+from ferrum_ref.interfaces.tensor import (
+    TensorLike,
+    TensorMemoryStats,
+    are_broadcastable,
+    broadcast_shapes,
+    last_row_f32,
+    matmul_output_shape,
+)
 from ferrum_ref.types.devices import DataType, Device
+from ferrum_ref.types.parity_mode import ParityMode
 
 SHAPES = st.lists(st.integers(0, 4), max_size=4)
 
@@ -82,7 +91,7 @@ def test_four_bit_data_is_over_counted():
     assert [Opaque((3,), t).size_bytes() for t in (DataType.FP32, DataType.BF16, DataType.FP8)] == [12, 6, 3]
 
 
-@pytest.mark.clause("TN-LIKE-6")
+@pytest.mark.clause("TN-LIKE-11")
 def test_without_host_access():
     for method in ("to_numpy", "to_vec_f32", "to_vec_u32", "argmax_last_dim_u32"):
         with pytest.raises(ModelError, match="Opaque offers no host access"):
@@ -191,3 +200,81 @@ def test_broadcasting_where_upstream_fails():
     assert broadcast_shapes((0,), (5,)) is None
     assert are_broadcastable((0,), (1,))
     assert not are_broadcastable((2,), (3,))
+
+
+@pytest.mark.clause("TN-LIKE-12", "TN-LIKE-14", "TN-LIKE-7")
+@pytest.mark.parametrize(
+    ("shape", "row"),
+    [((), [0]), ((3,), [0, 1, 2]), ((2, 2), [0, 1]), ((1, 2, 2), [2, 3]), ((2, 3, 2), [4, 5]), ((3, 0), [])],
+)
+def test_one_row(shape, row):
+    t = Visible(np.arange(np.prod(shape), dtype=np.int16).reshape(shape))
+    assert last_row_f32(t).tolist() == row
+    assert last_row_f32(t).dtype == np.float32
+    assert t.to_vec_f32(parity_mode=ParityMode.UPSTREAM).tolist() == row
+    assert t.to_vec_f32().tolist() == list(range(t.numel()))
+
+
+@pytest.mark.clause("TN-LIKE-12", "TN-LIKE-14")
+def test_rows_that_do_not_exist():
+    four = Visible(np.arange(16, dtype=np.float32).reshape(2, 2, 2, 2))
+    assert last_row_f32(four).tolist() == [6, 7]
+    with pytest.raises(UnsupportedError, match="at most 3"):
+        four.to_vec_f32(parity_mode=ParityMode.UPSTREAM)
+    for shape in ((0, 3), (2, 0, 3)):
+        with pytest.raises(BackendError, match="has no row"):
+            last_row_f32(Visible(np.zeros(shape, np.float32)))
+    with pytest.raises(ModelError, match="no host access"):
+        last_row_f32(Opaque((2,)))
+    copy = Visible(np.zeros(2, np.float32))
+    last_row_f32(copy)[0] = 1
+    assert copy.array.tolist() == [0, 0]
+
+
+@pytest.mark.clause("TN-LIKE-14", "TN-LIKE-8")
+def test_upstream_cuts_ids():
+    t = Visible(np.array([2.7, -1, np.nan, np.inf, 1e12, 5], np.float32))
+    assert t.to_vec_u32(parity_mode=ParityMode.UPSTREAM) == [2, 0, 0, 2**32 - 1, 2**32 - 1, 5]
+    with pytest.raises(InvalidParameterError, match=r"element 0 is 2\.7"):
+        t.to_vec_u32()
+    with pytest.raises(InvalidParameterError, match="element 0 is -1"):
+        Visible(np.array([-1], np.int32)).to_vec_u32(parity_mode=ParityMode.UPSTREAM)
+
+
+@pytest.mark.clause("TN-SHAPE-5", "TN-SHAPE-1", "TN-SHAPE-4")
+def test_upstream_shapes():
+    mode = ParityMode.UPSTREAM
+    assert matmul_output_shape((7, 2, 3), (5, 3, 4), parity_mode=mode) == [7, 2, 4]
+    assert matmul_output_shape((2, 3), (5, 3, 4), parity_mode=mode) == [2, 4]
+    assert matmul_output_shape((2, 3), (5, 3, 4)) == [5, 2, 4]
+    with pytest.raises(BackendError, match="do not broadcast"):
+        matmul_output_shape((7, 2, 3), (5, 3, 4))
+    for shapes in (((2, 3), (4, 5)), ((3,), (3, 4))):
+        with pytest.raises(BackendError, match="matmul"):
+            matmul_output_shape(*shapes, parity_mode=mode)
+    assert broadcast_shapes((0,), (1,), parity_mode=mode) == [1]
+    assert broadcast_shapes((0, 3), (3,), parity_mode=mode) == [1, 3]
+    assert broadcast_shapes((0, 3), (3,)) == [0, 3]
+    assert broadcast_shapes((2, 3), (3,), parity_mode=mode) == [2, 3]
+    assert broadcast_shapes((2,), (3,), parity_mode=mode) is None
+
+
+@pytest.mark.clause("TN-SHAPE-6")
+def test_where_the_names_are():
+    upstream = (
+        *("TensorLike", "TensorFactory", "TensorOps", "AsyncTensorOps", "TensorBatchOps", "TensorMemoryManager"),
+        *("TensorDataAccess", "TensorMemoryStats", "TensorRef"),
+    )
+    for name in upstream:
+        assert name in contract.__all__, name
+    for name in ("matmul_output_shape", "are_broadcastable", "broadcast_shapes"):
+        assert getattr(contract.utils, name) is getattr(contract, name)
+
+
+@pytest.mark.clause("TN-MEMORY-1")
+def test_counters_are_unsigned():
+    assert TensorMemoryStats(4, 3, 2, 5).peak_memory == 5
+    with pytest.raises(InvalidParameterError, match="used_memory"):
+        TensorMemoryStats(4, -3, 2, 5)
+    with pytest.raises(TypeError):
+        TensorMemoryStats(4, 3, 2)

@@ -22,6 +22,8 @@ def bits(values: np.ndarray) -> np.ndarray:
 
 def theirs(name: str, packed: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
+        if name == "F64":
+            return packed.view("<f8").astype(np.float32)
         return gguf.dequantize(packed, gguf.GGMLQuantizationType[name])
 
 
@@ -34,15 +36,15 @@ def packed_rows(name: str, rows: int, elements: int, seed: int) -> np.ndarray:
 def test_block_sizes_are_ggmls() -> None:
     for name, layout in FORMATS.items():
         assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]] == (layout.block_elements, layout.block_bytes)
-    with pytest.raises(UnsupportedError, match="'Q4_K', expected one of F32, F16, BF16, Q4_0, Q4_1, Q8_0"):
-        quant_format("Q4_K")
+    with pytest.raises(UnsupportedError, match="'Q9_K', expected one of F64, F32, F16, BF16, Q4_0, Q4_1, Q5_0"):
+        quant_format("Q9_K")
 
 
 @pytest.mark.clause("MD-QUANT-2")
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("seed", range(3))
 def test_random_bytes_decode_as_in_ggml(name: str, seed: int) -> None:
-    packed = packed_rows(name, rows=7, elements=32 * 700, seed=seed)  # several chunks, the last one short
+    packed = packed_rows(name, rows=7, elements=256 * 90, seed=seed)  # several chunks, the last one short
     assert np.array_equal(bits(decode(name, packed)), bits(theirs(name, packed)))
 
 
@@ -87,8 +89,8 @@ def test_q8_0_is_signed() -> None:
 @pytest.mark.clause("MD-QUANT-3")
 @pytest.mark.parametrize("name", FORMATS)
 def test_out_is_filled_in_place(name: str) -> None:
-    packed = packed_rows(name, rows=3, elements=64, seed=9)
-    out = np.full((3, 64), 7, np.float32)
+    packed = packed_rows(name, rows=3, elements=512, seed=9)
+    out = np.full((3, 512), 7, np.float32)
     assert decode(name, packed, out) is out
     assert np.array_equal(bits(out), bits(theirs(name, packed)))
 

@@ -15,12 +15,18 @@ from ferrum_ref.kernels import activation, attention, linear, norm, rope, softma
 from ferrum_ref.kernels.rounding import cast, compute_dtype, round_to
 
 BF16, FP8 = np.dtype(ml_dtypes.bfloat16), np.dtype(ml_dtypes.float8_e4m3fn)
-LOW = (np.dtype(np.float16), BF16, FP8)
+E5M2 = np.dtype(ml_dtypes.float8_e5m2)
+LOW = (np.dtype(np.float16), BF16, FP8, E5M2)
 
 
 def finite_values(dtype) -> list[float]:
     """Every finite value of a 16- or 8-bit type in order, decoded from its bits by the definition of the format."""
-    mantissa, bias, bits = {"float16": (10, 15, 16), "bfloat16": (7, 127, 16), "float8_e4m3fn": (3, 7, 8)}[dtype.name]
+    mantissa, bias, bits = {
+        "float16": (10, 15, 16),
+        "bfloat16": (7, 127, 16),
+        "float8_e4m3fn": (3, 7, 8),
+        "float8_e5m2": (2, 15, 8),
+    }[dtype.name]
     values = []
     for code in range(1 << (bits - 1)):
         exponent, fraction = code >> mantissa, code & ((1 << mantissa) - 1)
@@ -122,7 +128,7 @@ def test_special_values_raise_no_warning(name, poison):
         function(*changed)  # warnings are errors
 
 
-@pytest.mark.clause("TN-CAST-1", "KN-PRECISION-2")
+@pytest.mark.clause("TN-CAST-1", "TN-FP8-2", "KN-PRECISION-2")
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 def test_every_value_of_the_type_and_every_midpoint(dtype):
     values = finite_values(dtype)
@@ -139,7 +145,7 @@ def test_every_value_of_the_type_and_every_midpoint(dtype):
     assert (round_to(down, dtype).astype(np.float64) == exact[:-1]).all()
 
 
-@pytest.mark.clause("TN-CAST-1")
+@pytest.mark.clause("TN-CAST-1", "TN-FP8-2")
 @given(st.floats(-1e6, 1e6) | st.floats(-500, 500) | st.floats(-1e-4, 1e-4))
 def test_float64_is_rounded_once_to_the_nearest(x):
     for dtype in LOW:

@@ -120,3 +120,14 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights in a GGUF file; not to be changed."""
     return write_gguf(tmp_path_factory.mktemp("tiny") / "tiny.gguf", tiny_llama())
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """The real all-MiniLM-L6-v2 directory; fetched into the user's cache on first use."""
+    import argparse
+
+    from ferrum_ref.cli.cache import cache_dir
+    from ferrum_ref.models.source import pull_model
+
+    return pull_model("all-minilm-l6-v2", cache_dir(argparse.Namespace(cache_dir=None)))

@@ -157,6 +157,7 @@ def test_release_and_reset(judge: Any, llm: DecoderLlm[Any]) -> None:
 @pytest.mark.clause("LM-LLM-4")
 def test_prepared_room_is_not_used_room(judge: Any, llm: DecoderLlm[Any]) -> None:
     llm.prepare("nobody", 10)
+    llm.release("nobody")
     llm.prefill("a", IDS[:20])
     llm.prepare("a", 96)
     assert llm.cache_metrics_snapshot() == {"num_caches": 1, "num_tokens": 20, "size_bytes": 96 * 2 * 3 * 2 * 8 * 4}
@@ -169,3 +170,48 @@ def test_config_tells_the_sizes(llm: DecoderLlm[Any]) -> None:
     assert llm.kv_capacity() == 96
     llm.set_lora_adapter_for_cache("a", None)
     assert llm.lora_metrics_snapshot() is None
+
+
+@pytest.mark.clause("LM-LLM-7", "LM-LLM-8")
+def test_prepare_before_prefill(judge: Any, llm: DecoderLlm[Any]) -> None:
+    token_bytes = 2 * 3 * 2 * 8 * 4
+    llm.prepare("a", 90)
+    assert llm.cache_metrics_snapshot() == {"num_caches": 0, "num_tokens": 0, "size_bytes": 96 * token_bytes}
+    with pytest.raises(NotFoundError):
+        llm.cache_length("a")
+    assert near(judge, llm.prefill("a", IDS[:30]), 29)
+    assert llm.cache_metrics_snapshot() == {"num_caches": 1, "num_tokens": 30, "size_bytes": 96 * token_bytes}
+    llm.prepare("b", 10)
+    (row,) = llm.unified_forward([("b", IDS[:4], 0, True)])
+    assert near(judge, row, 3)
+    llm.prepare("c", 1)
+    llm.release("c")
+    llm.prepare("d", 1)
+    llm.reset()
+    assert llm.cache_metrics_snapshot() == {"num_caches": 0, "num_tokens": 0, "size_bytes": 0}
+    for wrong, error in ((-1, InvalidParameterError), (97, ResourceExhaustedError)):
+        with pytest.raises(error):
+            llm.prepare("e", wrong)
+    assert llm.cache_metrics_snapshot() == {"num_caches": 0, "num_tokens": 0, "size_bytes": 0}
+
+
+@pytest.mark.clause("LM-LLM-7", "LM-LLM-1")
+def test_a_refused_prefill_keeps_what_was_prepared(judge: Any, llm: DecoderLlm[Any]) -> None:
+    llm.prepare("a", 5)
+    before = llm.cache_metrics_snapshot()
+    with pytest.raises(InvalidParameterError):
+        llm.prefill("a", [1, 97])
+    assert llm.cache_metrics_snapshot() == before
+    assert near(judge, llm.prefill("a", IDS[:3]), 2)
+
+
+@pytest.mark.clause("LM-LLM-9", "LM-LLM-10")
+def test_adapters_and_capacity(judge: Any, llm: DecoderLlm[Any]) -> None:
+    llm.prefill("a", IDS[:96] if len(IDS) > 96 else IDS)
+    with pytest.raises(UnsupportedError, match="'style'"):
+        llm.set_lora_adapter_for_cache("a", "style")
+    assert llm.lora_metrics_snapshot() is None
+    assert llm.kv_capacity() == 96
+    llm.prefill("b", [1] * 96)
+    with pytest.raises(ResourceExhaustedError):
+        llm.decode("b", 1, 96)

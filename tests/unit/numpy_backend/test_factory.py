@@ -18,7 +18,7 @@ def factory():
     return NumpyTensorFactory()
 
 
-@pytest.mark.clause("TN-FACTORY-1", "TN-DTYPE-1")
+@pytest.mark.clause("TN-FACTORY-1", "TN-DTYPE-3")
 @pytest.mark.parametrize("dtype", DataType)
 def test_filled(factory, dtype):
     for make, value in ((factory.zeros, 0), (factory.ones, 1), (factory.empty, 0)):
@@ -44,7 +44,7 @@ def test_from_slice(factory):
             factory.from_slice(data, shape, FP32, CPU)
 
 
-@pytest.mark.clause("TN-FACTORY-3", "TN-DTYPE-1")
+@pytest.mark.clause("TN-FACTORY-7", "TN-DTYPE-3")
 def test_from_numpy_wraps(factory):
     for dtype in (np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, np.int8, np.uint32, np.bool_):
         array = np.ones((2, 3), dtype).T
@@ -70,7 +70,7 @@ def test_ids_are_exact(factory):
             factory.from_ids(bad)
 
 
-@pytest.mark.clause("TN-FACTORY-5", "TN-LIKE-10")
+@pytest.mark.clause("TN-FACTORY-5", "TN-LIKE-13")
 def test_narrow_reshape_copy(factory):
     t = factory.from_numpy(np.arange(12, dtype=np.float32).reshape(3, 4))
     piece = factory.narrow(t, 1, 1, 2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 
 from ferrum_ref.errors import InvalidParameterError
@@ -69,3 +72,14 @@ def test_packed_bytes_halve_what_upstream_counts_for_4_bits() -> None:
     assert DataType.BOOL.packed_bytes(9) == 9
     with pytest.raises(InvalidParameterError):
         DataType.INT4.packed_bytes(-1)
+
+
+@pytest.mark.clause("TY-DTYPE-3")
+def test_element_types_are_found_by_name_copied_and_pickled_as_themselves() -> None:
+    for dtype in DataType:
+        assert DataType(dtype.name) is DataType[dtype.name] is dtype
+        assert pickle.loads(pickle.dumps(dtype)) is copy.deepcopy(dtype) is dtype
+        assert dtype.value == dtype.name
+    with pytest.raises(ValueError, match="FP64"):
+        DataType("FP64")
+    assert len(set(DataType)) == 13

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from ferrum_ref.errors import InvalidParameterError
 from ferrum_ref.types.ids import BatchId, ClientId, ModelId, RequestId, SessionId, TaskId, TokenId
+from ferrum_ref.types.parity_mode import ParityMode
+from ferrum_ref.types.text_form import Displayed
 
 UUID_KEYS = [RequestId, BatchId, SessionId, TaskId]
 
@@ -74,3 +76,25 @@ def test_text_keys() -> None:
     assert ModelId.from_value(ModelId("m")) == ModelId("m")
     assert ModelId("m") != ClientId("m")
     assert len({ModelId("m"), ModelId("m"), ClientId("m")}) == 2
+
+
+@pytest.mark.clause("TY-IDS-1", "TY-PARITY-1")
+def test_upstream_cuts_a_wide_token_id_to_32_bits() -> None:
+    assert TokenId.from_value(2**32 + 7, parity_mode=ParityMode.UPSTREAM) == 7
+    with pytest.raises(InvalidParameterError, match="TokenId"):
+        TokenId.from_value(2**32 + 7)
+    for wrong in (-1, 2**64):
+        with pytest.raises(InvalidParameterError, match="TokenId"):
+            TokenId.from_value(wrong, parity_mode=ParityMode.UPSTREAM)
+
+
+@pytest.mark.clause("TY-IDS-5")
+def test_the_wrapped_value_has_upstreams_name_and_every_id_a_text() -> None:
+    value = uuid.UUID(int=5, version=4)
+    for kind in UUID_KEYS:
+        assert (kind(value)._0, f"{kind(value)}") == (value, str(value))
+        assert issubclass(kind, Displayed)
+    for text in (ModelId("a b"), ClientId("a b")):
+        assert (text._0, f"{text}") == ("a b", "a b")
+    assert (TokenId(7)._0, f"{TokenId(7)}", repr(TokenId(7))) == (7, "7", "7")
+    assert type(TokenId(7)._0) is int

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime
 
 import pytest
 
-from ferrum_ref.types.metrics import EngineMetrics, HealthStatus, HealthStatusType, MemoryUsage
+from ferrum_ref.types.metrics import (
+    DetailedResourceUsage,
+    EngineMetrics,
+    EngineRequestProgress,
+    HardwareConstraints,
+    HealthStatus,
+    HealthStatusType,
+    LatencyMetrics,
+    MemoryUsage,
+    PerformanceAnalysis,
+    SpeculationConfig,
+    SystemInfo,
+    TrendDirection,
+    WarmupResult,
+)
 
 WHEN = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -33,7 +48,24 @@ def test_a_healthy_engine() -> None:
     assert HealthStatus.healthy().last_check.tzinfo is UTC
 
 
+@pytest.mark.clause("TY-METRICS-4")
 def test_metrics_start_at_zero() -> None:
     metrics = EngineMetrics()
     assert (metrics.total_requests, metrics.queue_metrics.current_queue_length) == (0, 0)
     assert metrics.error_stats.recent_errors == []
+
+
+@pytest.mark.clause("TY-METRICS-4")
+def test_what_starts_empty() -> None:
+    assert WarmupResult() == WarmupResult(0, 0, 0.0, 0, False, [])
+    trends = PerformanceAnalysis().trends
+    assert set(dataclasses.astuple(trends)) == {TrendDirection.Stable}
+    usage = DetailedResourceUsage()
+    assert (usage.memory_by_component, usage.gpu_memory_details) == ({}, None)
+    assert usage.network_io_details.connection_count == 0
+    assert usage.memory_by_component is not DetailedResourceUsage().memory_by_component
+    assert SystemInfo().runtime_info.build_info.git_commit is None
+    assert EngineRequestProgress().estimated_remaining_ms is None
+    for needy in (LatencyMetrics, HardwareConstraints, SpeculationConfig):
+        with pytest.raises(TypeError, match="required positional"):
+            needy()

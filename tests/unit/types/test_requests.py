@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from ferrum_ref.errors import InvalidParameterError
 from ferrum_ref.types.ids import BatchId, ClientId, ModelId, RequestId, SessionId
 from ferrum_ref.types.requests import BatchRequest, InferenceRequest, RequestState, ScheduledRequest
 from ferrum_ref.types.sampling import Priority, SamplingParams
@@ -69,3 +70,13 @@ def test_progress_is_set_not_added() -> None:
     assert (scheduled.state, scheduled.allocated_blocks, scheduled.tokens_processed) == (
         RequestState.Running, [1, 2, 9], 3,
     )  # fmt: skip
+
+
+@pytest.mark.clause("TY-REQUEST-4")
+def test_progress_is_a_count() -> None:
+    scheduled = ScheduledRequest.new(a_request())
+    with pytest.raises(InvalidParameterError, match="tokens_processed"):
+        scheduled.update_progress(-1)
+    assert scheduled.tokens_processed == 0
+    with pytest.raises(TypeError, match="required positional"):
+        ScheduledRequest(a_request())  # type: ignore[call-arg]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ferrum_ref.errors import InvalidParameterError, RequestValidationError
+from ferrum_ref.types.parity_mode import ParityMode
 from ferrum_ref.types.sampling import MirostatParams, Priority, ResponseFormat, SamplingParams, SamplingPresets
 
 
@@ -100,3 +101,34 @@ def test_a_schema_goes_with_json_schema_only() -> None:
     for bad in (("Text", "{}"), ("JsonSchema", None), ("Yaml", None)):
         with pytest.raises(InvalidParameterError):
             ResponseFormat(*bad)  # type: ignore[arg-type]
+
+
+ACCEPTED_UPSTREAM: list[dict[str, Any]] = [
+    {"max_tokens": 0}, {"presence_penalty": 99.0}, {"frequency_penalty": -99.0}, {"stop_sequences": [""]},
+    {"mirostat": MirostatParams(3, -1.0, 0.0)}, {"temperature": math.inf}, {"repetition_penalty": math.inf},
+    *({name: math.nan} for name in (*FLOATS, "min_p", "tfs", "typical_p")),
+]  # fmt: skip
+
+
+@pytest.mark.clause("TY-SAMPLING-6", "TY-PARITY-1")
+@pytest.mark.parametrize("fields", ACCEPTED_UPSTREAM, ids=str)
+def test_what_upstream_lets_through(fields: dict[str, Any]) -> None:
+    params = SamplingParams(**fields)
+    params.validate(parity_mode=ParityMode.UPSTREAM)
+    with pytest.raises(RequestValidationError):
+        params.validate()
+
+
+@pytest.mark.clause("TY-SAMPLING-6")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": -0.1}, {"top_p": 0.0}, {"top_p": 1.01}, {"top_k": 0}, {"repetition_penalty": 0.0},
+        {"min_p": 0.0}, {"tfs": 1.5}, {"typical_p": -0.2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_upstream_refuses(fields: dict[str, Any]) -> None:
+    with pytest.raises(RequestValidationError, match=next(iter(fields))):
+        SamplingParams(**fields).validate(parity_mode=ParityMode.UPSTREAM)
+    SamplingParams().validate(parity_mode=ParityMode.UPSTREAM)

@@ -1,0 +1,1 @@
+"""The places that weights come from, one file each."""
