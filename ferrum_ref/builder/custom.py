@@ -105,8 +105,7 @@ def _node(layer: CustomLayer, port: Port, signal: Signal, given: Mapping[str, Te
                 f"custom layer {name!r:.80}: layer_type {layer.layer_type()!r:.80} is no operation of the graph, and"
                 " the layer has no forward of its own"
             )
-        output = [-1 if dim == -1 else promised[axis] for axis, dim in enumerate(shape)]
-        config: dict[str, Any] = {"layer": name, "parameter_names": list(given), "output_shape": output}
+        config: dict[str, Any] = {"layer": name, "parameter_names": list(given), "output_shape": shape}
         return Node(name, "custom", [port], parameters, config, {"layer_type": layer.layer_type()})
     settings = {key: value for key, value in layer.config().items() if key != _POSITION}
     return Node(name, layer.layer_type(), [port], parameters, settings)

@@ -9,7 +9,6 @@ Clauses: MB-* (specs/model_builder.md).
 from __future__ import annotations
 
 import asyncio
-import copy
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -176,7 +175,6 @@ class DecoderModelBuilder(AdvancedModelBuilder):
         self, definition: ModelIR, compute_backend: ComputeBackend, weight_loader: WeightLoader
     ) -> PagedModelExecutor:
         """An executor of the graph; the definition is not touched.  [MB-IMPORT-1..4]"""
-        definition = copy.deepcopy(definition)
         place = _source_of(definition)
         dtype = next((spec.dtype for spec in definition.parameters), DataType.FP32)
         settings = BuildSettings(ModelId.from_value(definition.metadata.name), dtype)

@@ -21,6 +21,7 @@ from ferrum_ref.interfaces.model_builder import (
 )
 
 MAX_SLOTS = 4096
+MAX_DEPTH = 128  # of JSON settings; a recipe of 32 operations takes 66
 
 
 class Port(NamedTuple):
@@ -91,8 +92,13 @@ class IrGraph:
     @staticmethod
     def read(definition: ModelIR) -> IrGraph:
         """The graph of a definition, which is not touched.  Raises as the constructor; ConfigError for bad slots."""
+        for parameter in definition.parameters:
+            _require_shallow(f"parameter {parameter.name!r:.80}", parameter.metadata)
+        for place in definition.graph.nodes:
+            _require_shallow(f"node {place.id!r:.80}", place.metadata)
         layers: dict[str, LayerDefinition] = {}
         for layer in definition.layers:
+            _require_shallow(f"layer {layer.name!r:.80}", layer.config)
             if layer.name in layers:
                 raise AlreadyExistsError(f"graph: layer {layer.name!r:.80} occurs twice; names are unique")
             layers[layer.name] = layer
@@ -217,6 +223,22 @@ class IrGraph:
             number += 1
             name = f"{base}.{number}"
         return name
+
+
+def _require_shallow(what: str, value: Any) -> None:
+    """Raises ConfigError for JSON nested so deep that code which walks it would fail."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            item
+            for each in level
+            for item in (
+                each.values() if isinstance(each, Mapping) else each if isinstance(each, (list, tuple)) else ()
+            )
+        ]
+        if not level:
+            return
+    raise ConfigError(f"graph: {what}: settings nested more than {MAX_DEPTH} deep")
 
 
 def _node(place: GraphNode, layers: Mapping[str, LayerDefinition], slots: Mapping[int, Port]) -> Node:

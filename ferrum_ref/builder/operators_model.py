@@ -241,9 +241,9 @@ def _run_custom(runtime: Runtime, attributes: Attributes, operands: Sequence[Any
     x, *given = tensors(operands)
     parameters = dict(zip(attributes.values["parameter_names"], given, strict=True))
     y = layer.forward(x, parameters, runtime.backend)
-    expected = tuple(layer.output_shape(list(x.shape())))
-    if len(y.shape()) != len(expected) or not all(map(agree, expected, y.shape())):
-        raise ConfigError(f"custom layer {name!r}: forward gave shape {y.shape()}, expected {expected}")
+    for expected in (tuple(layer.output_shape(list(x.shape()))), tuple(attributes.dims("output_shape"))):
+        if len(y.shape()) != len(expected) or not all(map(agree, expected, y.shape())):
+            raise ConfigError(f"custom layer {name!r}: forward gave shape {y.shape()}, expected {expected}")
     return [y]
 
 

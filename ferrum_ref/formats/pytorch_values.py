@@ -92,9 +92,11 @@ class View:
         dtype = ELEMENTS[self.element]
         if 0 in self.shape:
             return np.empty(self.shape, dtype)
-        flat = raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(dtype)[self.offset :]
+        bits = np.dtype(f"u{dtype.itemsize}")  # numpy's stride tricks know no 8-bit floats
+        flat = raw[: len(raw) // dtype.itemsize * dtype.itemsize].view(bits)[self.offset :]
         byte_strides = tuple(stride * flat.itemsize for stride in self.strides)
-        return np.ascontiguousarray(as_strided(flat, self.shape, byte_strides, writeable=False))
+        copied: Array = np.array(as_strided(flat, self.shape, byte_strides, writeable=False), order="C")
+        return copied.view(dtype)
 
 
 class TorchValues:

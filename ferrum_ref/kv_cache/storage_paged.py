@@ -18,6 +18,7 @@ from ferrum_ref.kv_cache.storage_contiguous import KvShape, require_attention, r
 from ferrum_ref.types.devices import Device
 
 IntArray = npt.NDArray[np.int64]
+MAX_SHARED_TOKENS = 16  # decodes and verified drafts; longer chunks fill an attention call by themselves
 
 
 class PagedKvStorage:
@@ -125,7 +126,7 @@ class PagedKvStorage:
 
 
 class PagedKvBatch:
-    """Block tables of one forward's sequences. Neighbours with one new token each share one attention call."""
+    """Block tables of one forward's sequences. Neighbours with equally few new tokens share one attention call."""
 
     def __init__(
         self,
@@ -171,7 +172,7 @@ def _groups(
     first = row = 0
     while first < len(num_new):
         last = first + 1
-        while num_new[first] == 1 and last < len(num_new) and num_new[last] == 1:
+        while num_new[first] <= MAX_SHARED_TOKENS and last < len(num_new) and num_new[last] == num_new[first]:
             last += 1
         lens = np.array([num_cached[i] + num_new[i] for i in range(first, last)], dtype=np.int64)
         used = [block_tables[i][: -(-int(lens[i - first]) // block_size)] for i in range(first, last)]

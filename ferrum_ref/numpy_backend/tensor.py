@@ -110,7 +110,7 @@ class NumpyTensor(TensorLike, TensorDataAccess, TensorLayout):
 
     def box(self, start: Shape, end: Shape) -> NumpyTensor:
         """`view` with bounds that are known to be good."""
-        index: Any = (*map(slice, start, end), ...)  # "...": 0-d stays an array
+        index: tuple[Any, ...] = (*map(slice, start, end), ...)  # "...": 0-d stays an array
         return NumpyTensor(self.array[index], True)
 
     def narrowed(self, dim: int, start: int, length: int) -> NumpyTensor:
@@ -138,8 +138,10 @@ class NumpyTensor(TensorLike, TensorDataAccess, TensorLayout):
         )
 
     def _reshaped(self, shape: Shape) -> NumpyTensor:
-        array = self.array.reshape(shape)
-        return NumpyTensor(array, array.size == 0 or np.may_share_memory(array, self.array))
+        source = self.array
+        array = source.reshape(shape)
+        base = array.base  # numpy's note of whose memory this is: the source's, or a copy's
+        return NumpyTensor(array, base is source or (base is not None and base is source.base) or array.size == 0)
 
     def to_cpu(self) -> TensorRef:
         return self

@@ -46,7 +46,7 @@ def place(values: Array, dtype: DataType, device: Device, factory: TensorFactory
     device or type, or a NaN has no counterpart in it.
     """
     try:
-        return factory.from_numpy(np.ascontiguousarray(_narrowed(values, dtype)), device).to_dtype(dtype)
+        return factory.from_numpy(np.asarray(_narrowed(values, dtype), order="C"), device).to_dtype(dtype)
     except DeviceError as error:
         raise ModelError(f"{what}: {error.message}") from None
 
@@ -54,7 +54,7 @@ def place(values: Array, dtype: DataType, device: Device, factory: TensorFactory
 def rounded(values: Array, dtype: DataType, factory: TensorFactory, what: str) -> Array:
     """The values rounded to `dtype` by the backend, back as an array."""
     try:
-        array = np.ascontiguousarray(_narrowed(values, dtype))
+        array = np.asarray(_narrowed(values, dtype), order="C")
         return np.asarray(factory.from_numpy(array).to_dtype(dtype).to_cpu().to_numpy()).reshape(values.shape)
     except DeviceError as error:
         raise ModelError(f"{what}: {error.message}") from None

@@ -125,7 +125,7 @@ def _grouped(values: Float32, group_size: int, what: str) -> Float32:
     if values.ndim == 0 or values.shape[-1] % group_size:
         expected = f"a last axis that is a multiple of {group_size}"
         raise ModelError(f"{what}: Quantize: got shape {list(values.shape)}, expected {expected}")
-    return values.reshape(*values.shape[:-1], -1, group_size)
+    return values.reshape(*values.shape[:-1], values.shape[-1] // group_size, group_size)
 
 
 def _check_bits(bits: int, what: str) -> None:

@@ -11,7 +11,7 @@ from ferrum_ref.errors import ModelError, UnsupportedError
 from ferrum_ref.formats.elements import Array, is_sound_shape
 from ferrum_ref.interfaces.tensor import TensorFactory
 from ferrum_ref.interfaces.weights import TensorSpec, TensorTransformation, TransformationType
-from ferrum_ref.interfaces.weights_data import Slice, Transpose
+from ferrum_ref.interfaces.weights_data import Reshape, Slice, Transpose
 from ferrum_ref.types.devices import DataType
 from ferrum_ref.weights.placement import rounded
 from ferrum_ref.weights.quantize import quantized
@@ -39,21 +39,21 @@ def check_shape(found: Sequence[int], wanted: Sequence[int], what: str) -> None:
 def raw_shape(spec: TensorSpec, what: str) -> tuple[int, ...]:
     """The shape in which bare bytes are read, so that the steps lead to `spec.shape`.  Pure.  [WL-RAW-2]
 
-    A Reshape takes a flat vector; before one, and without one, Transposes are undone. Raises ModelError when a Slice,
-    or a Transpose before a Reshape, leaves the stored shape open.
+    A Reshape that comes first takes a flat vector; Transposes alone are undone. Raises ModelError when a Slice, or a
+    Transpose before another kind of step, leaves the stored shape open.
     """
     shape = list(spec.shape)
     if not is_sound_shape(shape):
         raise ModelError(f"{what}: shape: got {spec.shape}, expected sizes that fit in memory")
-    flat = False
-    for step in reversed(spec.transformations):
-        if isinstance(step, TensorTransformation.Slice) or (flat and isinstance(step, TensorTransformation.Transpose)):
-            raise ModelError(f"{what}: got {type(step).__name__} on bare bytes, expected a Reshape to come first")
-        if isinstance(step, TensorTransformation.Reshape):
-            flat, shape = True, [math.prod(step.shape)]
-        elif isinstance(step, TensorTransformation.Transpose):
-            _check_axes(len(shape), step, what)
-            shape[step.dim0], shape[step.dim1] = shape[step.dim1], shape[step.dim0]
+    steps = [step for step in spec.transformations if isinstance(step, (Transpose, Reshape, Slice))]
+    if steps and isinstance(steps[0], Reshape):
+        return (math.prod(steps[0].shape),)
+    for step in reversed(steps):
+        if not isinstance(step, Transpose):
+            first = type(steps[0]).__name__
+            raise ModelError(f"{what}: got {first} as the first step on bare bytes, expected a Reshape to come first")
+        _check_axes(len(shape), step, what)
+        shape[step.dim0], shape[step.dim1] = shape[step.dim1], shape[step.dim0]
     return tuple(shape)
 
 

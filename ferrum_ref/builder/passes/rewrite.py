@@ -62,7 +62,9 @@ class GraphPass(OptimizationPass):
 
     def is_applicable(self, definition: ModelIR) -> bool:
         """Found out by trying it on a copy.  [MB-PASS-2]"""
-        return self.rewrite(IrGraph.read(definition)).num_changes > 0
+        graph = IrGraph.read(definition)
+        infer_signals(graph)
+        return self.rewrite(graph).num_changes > 0
 
     def apply(self, definition: ModelIR) -> OptimizationResult:
         """Rewrites `definition`; untouched if nothing applies or it is no valid graph.  [MB-PASS-1]"""

@@ -25,19 +25,19 @@ BACKEND = make_backend()
 
 @pytest.fixture(scope="session")
 def load_tiny(tiny_llama: Any) -> Callable[..., LoadedModel]:
-    """load_tiny(seed=0, **DecoderConfig fields) -> the random model, loaded, without a tokenizer."""
+    """load_tiny(seed=0, backend=numpy's, **DecoderConfig fields) -> the random model, loaded, without a tokenizer."""
 
-    def load(seed: int = 0, **changes: Any) -> LoadedModel:
+    def load(seed: int = 0, backend: Any = BACKEND, **changes: Any) -> LoadedModel:
         tiny = tiny_llama(seed, **changes)
         config = tiny.config
-        decoder = Decoder(config, read_decoder_weights(tiny, BACKEND), BACKEND)
+        decoder = Decoder(config, read_decoder_weights(tiny, backend), backend)
         info = ModelInfo(
             ModelId(f"tiny-{seed}"), ModelType.Llama, 1, config.hidden_size, config.num_layers, config.num_heads,
             config.num_kv_heads, config.vocab_size, config.max_position_embeddings, DataType.FP32, Device.CPU, None,
             None, {},
         )  # fmt: skip
         tokenizer: Any = None
-        return LoadedModel(info, config, tokenizer, decoder, BACKEND, Path("."), frozenset())
+        return LoadedModel(info, config, tokenizer, decoder, backend, Path("."), frozenset())
 
     return load
 

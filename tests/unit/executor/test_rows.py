@@ -259,6 +259,13 @@ def test_a_failing_forward_leaves_the_accounting(
     assert judge7.right(step.logits.to_numpy(), judge7.ids[:5])
 
 
+@pytest.mark.clause("MX-INPUT-6")
+def test_metadata_changes_nothing(judge7: Any, bench: Any, run: Any, tensor: Any) -> None:
+    executor, _ = bench
+    request = PrefillInput.new(tensor(judge7.ids[:6])).with_metadata({"adapter": "x"})
+    assert judge7.right(run(executor.prefill(request)).last_token_logits().to_numpy(), judge7.ids[:6])
+
+
 @pytest.mark.clause("MX-OUTPUT-1")
 def test_upstreams_mode_gives_the_last_position_alone(judge7: Any, run: Any, tensor: Any) -> None:
     executor, _ = judge7.loaded.new_executor(20, 4, parity_mode=ParityMode.UPSTREAM)

@@ -23,6 +23,7 @@ from ferrum_ref.interfaces.model_executor import (
     UnifiedBatchItem,
 )
 from ferrum_ref.numpy_backend import make_backend
+from ferrum_ref.types.parity_mode import ParityMode
 
 FACTORY = make_backend().tensor_factory()
 
@@ -37,6 +38,18 @@ def test_a_vector_of_ids_is_one_sequence(shape: tuple[int, ...], batch: int, len
     prefill = PrefillInput.new(ids(*shape))
     assert (prefill.batch_size(), prefill.sequence_length()) == (batch, length)
     assert DecodeInput.new(ids(*shape), None).batch_size() == batch  # type: ignore[arg-type]
+
+
+@pytest.mark.clause("MX-INPUT-1")
+def test_upstreams_reading_is_there_to_compare_with() -> None:
+    """D-44: `[7]` reads as 7 sequences of one token; a scalar crashes upstream and stays an error."""
+    mode = ParityMode.UPSTREAM
+    for shape, batch, length in (((7,), 7, 1), ((3, 5), 3, 5), ((2, 4, 6), 2, 4)):
+        prefill = PrefillInput.new(ids(*shape))
+        assert (prefill.batch_size(mode), prefill.sequence_length(mode)) == (batch, length)
+        assert DecodeInput.new(ids(*shape), None).batch_size(mode) == batch  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="input_ids"):
+        PrefillInput.new(ids()).batch_size(mode)
 
 
 @pytest.mark.clause("MX-INPUT-1")
@@ -65,6 +78,10 @@ def test_builders_return_changed_copies() -> None:
     step = DecodeInput.new(ids(1), handle)
     assert (step.position_ids, step.metadata) == (None, {})
     assert step.with_position_ids(ids(1, 1)).with_metadata({"c": 3}).metadata == {"c": 3}
+    for plain in (first, step):
+        assert (plain.wants_hidden_states, plain.wants_attention_weights) == (False, False)
+        asked = plain.with_hidden_states().with_attention_weights()
+        assert (asked.wants_hidden_states, asked.wants_attention_weights) == (True, True)
 
 
 @pytest.mark.clause("MX-OUTPUT-2")
@@ -76,6 +93,8 @@ def test_last_token_logits_drop_the_sequence_axis() -> None:
     own = FACTORY.from_numpy(np.stack([values[0, 0], values[1, 1]]))  # rows of a padded batch end early
     padded = dataclasses.replace(output, last_logits=own)
     assert padded.last_token_logits() is own
+    for given in (output, padded):  # D-11
+        np.testing.assert_array_equal(given.last_token_logits(ParityMode.UPSTREAM).to_numpy(), values[:, -1:, :])
 
 
 @pytest.mark.clause("MX-OUTPUT-2")

@@ -135,6 +135,8 @@ def test_what_stays_packed(dtype):
         (BATCH.pad_batch([t], (3, 4))[0], [[1, 2, 3, 0], [4, 5, 6, 0], [0] * 4]),
         (linear.embedding(t, [1, 1, 0]), [[4, 5, 6], [4, 5, 6], [1, 2, 3]]),
         (BATCH.unstack(t, 1)[1], [2, 5]),
+        (BATCH.unstack(t, 0)[1], [4, 5, 6]),
+        (BATCH.unstack(OPS.transpose(t, 0, 1), 0)[2], [3, 6]),
         (OPS.split(t, (2, 1), 1)[1], [[3], [6]]),
         (FACTORY.zeros_like(t), [[0] * 3] * 2),
         (FACTORY.from_tensor(OPS.transpose(t, 0, 1), Device.CPU), [[1, 4], [2, 5], [3, 6]]),

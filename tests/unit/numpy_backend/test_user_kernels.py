@@ -296,7 +296,12 @@ def f(t, a, b, x, flag, out):
 
 @pytest.mark.clause("BK-KERNEL-11")
 def test_launches_run_in_the_order_of_their_calls() -> None:
-    source = "def note(t, order, number):\n    order[order[0]] = number\n    order[0] += 1\n"
+    source = """
+def note(t, order, number):
+    if t.block_idx.x == t.grid_dim.x - 1:
+        order[order[0]] = number
+        order[0] += 1
+"""
     order = np.zeros(10, np.int64)
     order[0] = 1
 
@@ -308,7 +313,10 @@ def test_launches_run_in_the_order_of_their_calls() -> None:
         tasks = [
             asyncio.ensure_future(
                 executor.execute_kernel(
-                    handle, (1, 1, 1), (1, 1, 1), [buffer(order), KernelArg.Scalar(ScalarValue.I64(number))]
+                    handle,
+                    (20000 // number**3, 1, 1),  # the first ones take longest
+                    (1, 1, 1),
+                    [buffer(order), KernelArg.Scalar(ScalarValue.I64(number))],
                 )
             )
             for number in range(1, 10)

@@ -82,7 +82,7 @@ def test_damaged_texts(module: str, name: str) -> None:
 @pytest.mark.clause("TY-JSON-15", "TY-JSON-17")
 @pytest.mark.parametrize(("module", "name"), SERIALISED, ids=lambda part: part)
 def test_many_damaged_texts(module: str, name: str) -> None:
-    damage(found(module, name), 60)
+    damage(found(module, name), 30)
 
 
 def damage(kind: Any, num_examples: int) -> None:
@@ -106,5 +106,5 @@ def test_any_text(text: str) -> None:
 @pytest.mark.clause("TY-JSON-13")
 @pytest.mark.parametrize(("module", "name"), REFUSED, ids=lambda part: part)
 def test_what_upstream_does_not_serialise_is_refused_by_name(module: str, name: str) -> None:
-    with pytest.raises(SerializationError, match=name):
+    with pytest.raises(SerializationError, match=rf"\b{name} (is not serialised|has no JSON form)"):
         from_json(found(module, name), "{}")

@@ -52,7 +52,7 @@ def test_round_trip(module: str, name: str) -> None:
 @pytest.mark.clause("TY-JSON-1", "TY-JSON-20")
 @pytest.mark.parametrize(("module", "name"), SERIALISED, ids=lambda part: part)
 def test_many_round_trips(module: str, name: str) -> None:
-    round_trip(found(module, name), 100)
+    round_trip(found(module, name), 40)
 
 
 def round_trip(kind: Any, num_examples: int) -> None:

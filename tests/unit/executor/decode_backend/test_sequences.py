@@ -174,3 +174,40 @@ def test_threads_take_turns(bench: Any) -> None:
         thread.join()
     for number in range(4):
         np.testing.assert_array_equal(results[number], right)
+
+
+@pytest.mark.clause("DB-CACHE-4")
+def test_of_threads_that_take_one_step_one_succeeds(
+    tiny_llama: Any, monkeypatch: pytest.MonkeyPatch, make_bench: Any
+) -> None:
+    bench = make_bench(tiny_llama(7))
+    bench.decode.init_kv_cache("one", bench.no_kv(), 0)
+    attention, others, outcomes = bench.decode._attention, threading.Semaphore(0), []
+
+    class Patient(AttentionOps):
+        """Gives another thread time to come in, which it must not."""
+
+        def attention(self, q: Any, k: Any, v: Any, params: Any) -> Any:
+            others.release()
+            others.acquire(timeout=0.02)
+            others.acquire(timeout=0.02)
+            return attention.attention(q, k, v, params)
+
+        def write_kv(self, cache: Any, rows: Any, slots: Any) -> None:
+            attention.write_kv(cache, rows, slots)
+
+    monkeypatch.setattr(bench.decode, "_attention", Patient())
+
+    def work() -> None:
+        try:
+            outcomes.append(bench.decode.decode_step(IDS[0], 0, "one").shape())
+        except BackendError as error:
+            outcomes.append("position: got 0, expected 1" in str(error))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes, key=str) == [(1, 1, 97), True, True]
+    assert bench.decode.cached_tokens("one") == 1

@@ -103,3 +103,24 @@ def test_streams_of_many_threads(small: Any) -> None:
 
     together(4, work)
     manager.check_invariants()
+
+
+@pytest.mark.clause("ME-THREAD-1", "ME-STREAM-3")
+def test_threads_share_a_stream(small: Any) -> None:
+    """Every piece of work runs exactly once, and each thread's pieces in its order."""
+    streams = small().streams
+    stream = streams.create_stream_now(CPU)
+    ran: list[tuple[int, int]] = []
+
+    def work(index: int) -> None:
+        for step in range(60):
+            streams.submit(stream, lambda step=step: ran.append((index, step)))
+            if step % 4 == index:
+                streams.synchronize_now(stream)
+            else:
+                streams.is_ready_now(stream)
+
+    together(4, work)
+    streams.synchronize_now(stream)
+    assert len(ran) == 240
+    assert [[step for who, step in ran if who == index] for index in range(4)] == [list(range(60))] * 4
