@@ -52,6 +52,7 @@ def initial_values(
         case UniformInitialization(low, high):
             return _uniform(rng, name, low, high, shape)
         case NormalInitialization(mean, std):
+            mean, std = _single(mean), _single(std)
             if not (math.isfinite(mean) and 0 <= std < math.inf):
                 raise ConfigError(f"initialise {name!r:.80}: Normal({mean}, {std}), expected finite and std >= 0")
             return rng.normal(mean, std, shape).astype(np.float32)
@@ -81,7 +82,14 @@ def decode_strategy(value: Any) -> InitializationStrategy:
         raise ConfigError(f"initialization: {error.message}") from None
 
 
+def _single(value: float) -> float:
+    """A float32 field's number: what is left of it after JSON."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
+
+
 def _uniform(rng: np.random.Generator, name: str, low: float, high: float, shape: tuple[int, ...]) -> Array:
+    low, high = _single(low), _single(high)
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise ConfigError(f"initialise {name!r:.80}: Uniform({low}, {high}), expected finite limits, min <= max")
     values = rng.uniform(low, high, shape).astype(np.float32)

@@ -89,6 +89,8 @@ def architecture_issues(config: Mapping[str, Any], parity_mode: ParityMode) -> l
         trial.pop(issue.config_path.removeprefix("$."), None)
     if any(issue.config_path.removeprefix("$.") in _REQUIRED for issue in issues):
         trial = {**_plausible(trial), **trial}
+        if any(issue.config_path == "$.num_attention_heads" for issue in issues):
+            trial.pop("num_key_value_heads", None)  # its relation to what is not known says nothing
     seen = {issue.config_path for issue in issues}
     while len(issues) < _MAX_ISSUES:
         try:

@@ -6,6 +6,7 @@ Clauses: MX-* (specs/model_executor.md).
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from ferrum_ref.executor.batch_handle import cache_rows
 from ferrum_ref.executor.cacheless import TransientKv, attention_of, forward_batch, run_forward
 from ferrum_ref.executor.caches import CacheLedger, CacheLender
 from ferrum_ref.executor.counters import ExecutorCounters
+from ferrum_ref.executor.exclusive import exclusive
 from ferrum_ref.executor.inputs import check_positions
 from ferrum_ref.executor.requests import DecodeRequest, PrefillRequest, verify_chain
 from ferrum_ref.executor.unified import run_unified
@@ -46,7 +48,7 @@ class PagedModelExecutor(ModelExecutor):
     """Prefill, decode and mixed batches over one paged storage.  [D-83: the block table is the cache]
 
     `execute_unified` trusts `pos_offset` and never grows a handle: the step loop has done so. Everything else remembers
-    how many tokens it wrote to each handle and grows it through the lender. One caller at a time.
+    how many tokens it wrote to each handle and grows it through the lender. Calls of several threads run one by one.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class PagedModelExecutor(ModelExecutor):
 
         parity_mode UPSTREAM: prefill gives the last position's logits alone, as upstream's production does (D-48).
         """
+        self.guard = threading.RLock()
         self._decoder = decoder
         self._storage = storage
         self._factory = factory
@@ -122,6 +125,7 @@ class PagedModelExecutor(ModelExecutor):
     async def unified_decode(self, batch: UnifiedBatch) -> list[Logits | None]:
         return self.execute_unified(batch)
 
+    @exclusive
     def execute_unified(self, batch: UnifiedBatch) -> list[Logits | None]:
         """One mixed forward: the synchronous core an engine's step runs.  [MX-UNIFIED-1..5]"""
         num_prefill = sum(len(item.q_tokens) > 1 for item in batch.items)
@@ -132,6 +136,7 @@ class PagedModelExecutor(ModelExecutor):
     async def forward(self, input: TensorRef) -> TensorRef:
         return self.forward_now(input)
 
+    @exclusive
     def forward_now(self, input: TensorRef) -> TensorRef:
         """ids `[T]`, `[B, T]` or embeddings `[B, T, E]` -> logits `[B, T, V]`, nothing stored.  [MX-FORWARD-1..2]
 
@@ -154,6 +159,7 @@ class PagedModelExecutor(ModelExecutor):
     async def batch_prefill(self, inputs: Sequence[PrefillInput]) -> list[PrefillOutput]:
         return self.prefill_now(inputs)
 
+    @exclusive
     def prefill_now(self, inputs: Sequence[PrefillInput]) -> list[PrefillOutput]:
         """Prompts or their next chunks in one forward, order kept.  [MX-PREFILL-1, 3..7, MX-BATCH-3, MX-OUTPUT-1..6]
 
@@ -188,6 +194,7 @@ class PagedModelExecutor(ModelExecutor):
     async def batch_decode(self, inputs: Sequence[DecodeInput]) -> list[DecodeOutput]:
         return self.decode_now(inputs)
 
+    @exclusive
     def decode_now(self, inputs: Sequence[DecodeInput]) -> list[DecodeOutput]:
         """One token of each sequence in one forward, in order: logits `[B, V]`.  [MX-DECODE-1, 3..4, MX-BATCH-3; D-43]
 
@@ -215,6 +222,10 @@ class PagedModelExecutor(ModelExecutor):
 
     # Verification and rollback.
     async def forward_verify(self, inputs: Sequence[DecodeInput]) -> list[DecodeOutput]:
+        return self.verify_now(inputs)
+
+    @exclusive
+    def verify_now(self, inputs: Sequence[DecodeInput]) -> list[DecodeOutput]:
         """Successive tokens of one sequence in one forward, from its cached length on.  [MX-VERIFY-1; D-36]"""
         if not inputs:
             return []
@@ -229,12 +240,14 @@ class PagedModelExecutor(ModelExecutor):
         """Longest sequence, in tokens."""
         return self._decoder.max_tokens
 
+    @exclusive
     def new_cache_now(self) -> KvCacheHandle:
         """An empty cache; `release_cache` frees it.  Raises UnsupportedError without a lender.  [MX-VERIFY-2]"""
         handle = self._ledger.allocate("new_cache", 0)
         self._ledger.wrote(handle, 0)
         return handle
 
+    @exclusive
     def append_now(
         self, handles: Sequence[KvCacheHandle], tokens: Sequence[Sequence[int]], wanted: Wanted = "all"
     ) -> list[Logits]:
@@ -257,11 +270,13 @@ class PagedModelExecutor(ModelExecutor):
         """
         self.truncate_now(kv_cache, new_len)
 
+    @exclusive
     def truncate_now(self, kv_cache: KvCacheHandle, new_len: int) -> None:
         """See `truncate_kv`."""
         (handle,) = cache_rows("truncate_kv", kv_cache, 1)
         self._ledger.truncate(handle, new_len)
 
+    @exclusive
     def release_cache(self, cache_id: str) -> None:
         """Forget the cache (or a batch's caches); free what was allocated here.  [MX-PREFILL-5, MX-HANDLE-5]"""
         for part in cache_id.split("+"):

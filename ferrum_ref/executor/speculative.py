@@ -12,6 +12,7 @@ import numpy as np
 
 from ferrum_ref.errors import InvalidParameterError, ModelError, UnsupportedError
 from ferrum_ref.executor.advance import Append, Logits
+from ferrum_ref.executor.exclusive import exclusive
 from ferrum_ref.executor.paged import PagedModelExecutor
 from ferrum_ref.executor.requests import verify_chain
 from ferrum_ref.executor.speculation import (
@@ -51,10 +52,21 @@ class PagedSpeculativeExecutor(PagedModelExecutor, SpeculativeExecutor):
         *,
         sampling: SpeculativeSampling | None = None,
     ) -> SpeculativeDecodeOutput:
+        return self.speculate_now(input, draft_tokens, acceptance_threshold, sampling)
+
+    @exclusive
+    def speculate_now(
+        self,
+        input: DecodeInput,
+        draft_tokens: Sequence[TokenId],
+        acceptance_threshold: float,
+        sampling: SpeculativeSampling | None = None,
+    ) -> SpeculativeDecodeOutput:
         """Verify drafts after `input`'s token.  [MX-SPEC-1..6]
 
-        Mutates storage and handle; when it raises, neither.  Raises InvalidParameterError (threshold, temperature,
-        uniforms), ModelError (a proposal that cannot be), and as `decode`.
+        Mutates storage and handle; when it raises, what was cached is what is cached.
+        Raises InvalidParameterError (threshold, temperature, uniforms), ModelError (a proposal that cannot be), and as
+        `decode`.
         """
         drafts = np.array([int(token) for token in draft_tokens], dtype=np.int64)
         _check(acceptance_threshold, drafts, sampling)

@@ -1,4 +1,4 @@
-"""One container per format, over the readers in `formats`.  Clauses: WL-CONTAINER-1..4, WL-RAW-1..2."""
+"""One container per format, over the readers in `formats`.  Clauses: WL-CONTAINER-2..3, WL-RAW-1..2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every format offers once it is open: tensors by name.  Clauses: WL-CONTAINER-1..4."""
+"""What every format offers once it is open: tensors by name.  Clauses: WL-CONTAINER-2..3."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ class Container(ABC):
 
 
 def found(container: Container, tensors: Mapping[str, StoredTensor], name: str, limit_bytes: int) -> StoredTensor:
-    """The tensor's row, small enough to be read.  Raises NotFoundError, ResourceExhaustedError.  [WL-CONTAINER-1]"""
+    """The tensor's row, small enough to be read.  [WL-LOAD-2, WL-LIMIT-1]
+
+    Raises NotFoundError, ResourceExhaustedError.
+    """
     stored = tensors.get(name)
     if stored is None:
         raise NotFoundError(f"load {container.name}: tensor {quoted(name)}: got no such name among {_sample(tensors)}")

@@ -1,6 +1,6 @@
 """From a source to an open container: fetched if need be, checked, kept, shards found.
 
-Clauses: WL-OPEN-1..5, WL-CACHE-1..5, WL-HASH-1..3, WL-META-2.
+Clauses: WL-OPEN-1..2, WL-OPEN-4..5, WL-CACHE-1..5, WL-HASH-1..3, WL-META-2.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Opener:
         self._flights: SingleFlight[Container] = SingleFlight()
 
     def open(self, source: WeightSource) -> Container:
-        """The source's tensors, ready to be read.  [WL-OPEN-1..5]
+        """The source's tensors, ready to be read.  [WL-OPEN-1..2, WL-OPEN-4..5]
 
         Raises NotFoundError, UnsupportedError, FerrumIOError, NetworkError, FerrumTimeoutError, InvalidFormatError,
         ResourceExhaustedError.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from typing import Any
 
 import numpy as np
@@ -299,6 +300,40 @@ def test_verification_runs_where_the_cache_ends(judge7: Any, bench: Any, run: An
             run(executor.forward_verify(inputs))
     assert (handle.num_tokens(), other.num_tokens()) == (30, 1)
     assert run(executor.forward_verify([])) == []
+
+
+@pytest.mark.clause("MX-THREAD-1")
+def test_threads_take_turns(judge7: Any, bench: Any, tensor: Any) -> None:
+    """Two threads decode one cache; the decoder dawdles until somebody else comes in, which nobody must."""
+    executor, _ = bench
+    handle = executor.prefill_now([PrefillInput.new(tensor(judge7.ids[:4]))])[0].kv_cache
+    decoder, second_came = judge7.loaded.decoder, threading.Event()
+    inside: list[int] = []
+
+    class Dawdling:
+        max_tokens = 96
+        check = decoder.check
+
+        def forward(self, *arguments: Any) -> Any:
+            inside.append(1)
+            if len(inside) > 1:
+                second_came.set()
+            second_came.wait(0.2)
+            result = decoder.forward(*arguments)
+            inside.pop()
+            return result
+
+    executor._forwarder._decoder = Dawdling()
+    threads = [threading.Thread(target=executor.append_now, args=([handle], [[9]])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not second_came.is_set()
+    assert handle.num_tokens() == 6
+    executor._forwarder._decoder = decoder
+    logits = executor.append_now([handle], [[8]])[0]
+    assert judge7.right(logits, [*judge7.ids[:4], 9, 9, 8])
 
 
 @pytest.mark.clause("MX-VERIFY-2")
