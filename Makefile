@@ -11,7 +11,7 @@ WORKERS ?= 2
 export OPENBLAS_NUM_THREADS ?= 1
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: run test lint slow wheel clean
+.PHONY: run test lint slow wheel gpu-check clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.run-ready
@@ -29,6 +29,10 @@ lint: $(VENV)/.test-ready
 
 slow: $(VENV)/.test-ready
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m slow
+
+# On a machine with an NVIDIA GPU, with whatever Python has torch, cupy or numba-cuda there: PYTHON=python3
+gpu-check:
+	PYTHONPATH=.:backends:simulator $(PYTHON) tools/gpu_check.py
 
 wheel: $(VENV)/.test-ready
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

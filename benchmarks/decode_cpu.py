@@ -1,19 +1,23 @@
 #!/usr/bin/env python3
-"""Decode and prefill speed of the numpy reference beside transformers in float32: same weights, same threads, same run.
+"""Decode and prefill speed of the numpy reference beside another engine: same weights, same threads, same run.
 
-    python benchmarks/decode_cpu.py [MODEL] [--threads N] [--rounds 5] [--json OUT]
+    python benchmarks/decode_cpu.py [MODEL] [--threads N] [--rounds 5] [--json OUT]     beside transformers
+    python benchmarks/decode_cpu.py [MODEL] --backend numba-cpu [--threads N] ...       beside a backend
 
-Each engine lives in a process of its own, so its peak memory is its own, and the two take turns round by round, so a
-busy machine slows both. Both run the bare forward loop with greedy choice; transformers under `inference_mode` with
-its default attention and the logits of the last position only. Figures are medians over the rounds. Decoding reads
-every weight once a token, so the speed at which memory is read bounds both; it is measured and printed.
-MODEL is a pulled model's name or a path; its weights are dequantised once and handed to both.
+Each engine lives in a process of its own, so its peak memory is its own, and all take turns round by round, so a
+busy machine slows all. They run the bare forward loop with greedy choice; transformers under `inference_mode` with
+its default attention and the logits of the last position only; a backend by its own decode step, once for each format
+of weights that it offers, its prefill being the decoder on that backend and the handing over. Figures are medians over
+the rounds; a ratio is the median of the rounds' ratios. Decoding reads every weight once a token, so the speed at which
+memory is read bounds every engine; it is measured and printed.
+MODEL is a pulled model's name or a path; its weights are dequantised once and handed to all.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.metadata
 import json
 import os
 import platform
@@ -24,7 +28,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-ENGINES = ("numpy", "transformers")
+BASE = "numpy"
+TRANSFORMERS = "transformers"
+FACTORIES = {"numba-cpu": "ferrum_numba.cpu:make_backend"}  # known without being registered
 PAUSE_S = 0.2  # lets the other engine's idle threads go to sleep
 
 
@@ -32,19 +38,20 @@ def main() -> int:
     args = parse_args()
     if args.worker:
         return work(args)
-    load_s = [ask_once(args, "numpy")["load_s"] for _ in range(args.rounds)]
-    workers = {engine: Worker(args, engine) for engine in ENGINES}
+    engines = engines_of(args)
+    load_s = [ask_once(args, BASE)["load_s"] for _ in range(args.rounds)]
+    workers = {engine: Worker(args, engine) for engine in engines}
     try:
         loads = {engine: worker.read() for engine, worker in workers.items()}
-        rounds: dict[str, list[dict[str, Any]]] = {engine: [] for engine in ENGINES}
+        rounds: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
         for number in range(args.rounds + 1):
-            for engine in ENGINES if number % 2 else reversed(ENGINES):
+            for engine in engines if number % 2 else reversed(engines):
                 time.sleep(PAUSE_S)
                 found = workers[engine].ask("round")
                 if number:  # the first round warms up
                     rounds[engine].append(found)
-        memory = {engine: workers[engine].ask("memory") for engine in ENGINES}
-        bandwidth = workers["numpy"].ask("bandwidth")["bytes_per_s"]
+        memory = {engine: workers[engine].ask("memory") for engine in engines}
+        bandwidth = workers[BASE].ask("bandwidth")["bytes_per_s"]
     finally:
         for worker in workers.values():
             worker.stop()
@@ -56,6 +63,13 @@ def main() -> int:
     return 0
 
 
+def engines_of(args: argparse.Namespace) -> tuple[str, ...]:
+    """numpy first, then what it is measured beside: "transformers", or "BACKEND FORMAT" for each format of weights."""
+    if not args.backend:
+        return BASE, TRANSFORMERS
+    return BASE, *(f"{args.backend} {weights_format}" for weights_format in args.weights)
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="smollm2-135m", metavar="MODEL")
@@ -64,7 +78,15 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures, dated, with the machine in them")
-    parser.add_argument("--worker", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--backend", metavar="NAME", help="measure this backend's decode step instead of transformers")
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        default=["float32", "int8", "q8_0", "q4_0"],
+        metavar="FORMAT",
+        help="formats of the backend's weights (default: float32 int8 q8_0 q4_0)",
+    )
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -76,7 +98,7 @@ class Worker:
         words = [sys.executable, __file__, args.model, "--worker", engine, *options]
         words += ["--prompt-tokens", str(args.prompt_tokens), "--new-tokens", str(args.new_tokens)]
         words += ["--threads", str(args.threads)]
-        names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+        names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
         environment = {**os.environ, **dict.fromkeys(names, str(args.threads))}
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -112,7 +134,8 @@ def work(args: argparse.Namespace) -> int:
     """The worker's loop."""
     import numpy as np
 
-    engine = NumpyEngine(args) if args.worker == "numpy" else TransformersEngine(args)
+    kinds = {BASE: NumpyEngine, TRANSFORMERS: TransformersEngine}
+    engine = kinds.get(args.worker, BackendEngine)(args)
     say({"load_s": engine.load_s, "weights_bytes": engine.weights_bytes})
     if args.once:
         return 0
@@ -157,6 +180,46 @@ class NumpyEngine:
     def decode(self, token: int) -> int:
         self._position += 1
         return int(self._llm.decode("a", token, self._position - 1).argmax())
+
+
+class BackendEngine:
+    """A backend: the decoder on it for the prompt, its own decode step from there on."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from ferrum_ref.assembly import load_model
+        from ferrum_ref.kv_cache.storage_contiguous import ContiguousKvFactory
+        from ferrum_ref.models.transformer_weights import DecoderTransformerWeights
+        from ferrum_ref.plugins import load_backend
+
+        name, _, weights_format = args.worker.rpartition(" ")
+        began_s = time.perf_counter()
+        backend = load_backend(FACTORIES.get(name, name))
+        loaded = load_model(args.model, backend)
+        weights = DecoderTransformerWeights.of_decoder(loaded.decoder)
+        self._decode = backend.make_decode_backend(weights, weights_format=weights_format)  # type: ignore[attr-defined]
+        self.load_s = time.perf_counter() - began_s
+        self.weights_bytes = self._decode.weights_bytes
+        self.vocab_size = loaded.config.vocab_size
+        self._decoder = loaded.decoder
+        self._caches = ContiguousKvFactory(backend, loaded.kv_shape, loaded.decoder.max_tokens)
+        self._position = 0
+
+    def prefill(self, prompt: list[int]) -> int:
+        from ferrum_ref.interfaces.forward import ForwardBatch
+        from ferrum_ref.kv_cache.storage_contiguous import rows_of
+
+        count = self._position = len(prompt)
+        cache = self._caches.new_cache()
+        bound = self._caches.bind([cache], [count])
+        logits = self._decoder.forward(ForwardBatch.build([prompt], [0]), bound).to_numpy()
+        bound.commit()
+        pairs = zip(cache.keys, cache.values, strict=True)
+        self._decode.init_kv_cache("a", [(rows_of(k, 0, count), rows_of(v, 0, count)) for k, v in pairs], count)
+        return int(logits[-1].argmax())
+
+    def decode(self, token: int) -> int:
+        self._position += 1
+        return int(self._decode.decode_step(token, self._position - 1, "a").to_numpy().argmax())
 
 
 class TransformersEngine:
@@ -251,20 +314,19 @@ def summarise(
     bandwidth: float,
 ) -> dict[str, Any]:
     engines = {}
-    for engine in ENGINES:
-        prefill = [args.prompt_tokens / found["prefill_s"] for found in rounds[engine]]
-        decode = [args.new_tokens / found["decode_s"] for found in rounds[engine]]
+    for engine, found in rounds.items():
+        prefill = [args.prompt_tokens / one["prefill_s"] for one in found]
+        decode = [args.new_tokens / one["decode_s"] for one in found]
         engines[engine] = {
             "prefill_tokens_per_s": statistics.median(prefill),
             "decode_tokens_per_s": statistics.median(decode),
             "prefill_rounds": prefill,
             "decode_rounds": decode,
-            "load_s": statistics.median(load_s) if engine == "numpy" else loads[engine]["load_s"],
+            "load_s": statistics.median(load_s) if engine == BASE else loads[engine]["load_s"],
             "weights_bytes": loads[engine]["weights_bytes"],
             "peak_memory_bytes": memory[engine]["peak_bytes"],
         }
-    ours, theirs = (engines[engine] for engine in ENGINES)
-    tokens = [found["tokens"] for engine in ENGINES for found in rounds[engine]]
+    said = {engine: found[0]["tokens"] for engine, found in rounds.items()}
     return {
         "benchmark": "decode_cpu",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -274,24 +336,42 @@ def summarise(
         "new_tokens": args.new_tokens,
         "rounds": args.rounds,
         "engines": engines,
-        "numpy_over_transformers": {
-            "decode": ours["decode_tokens_per_s"] / theirs["decode_tokens_per_s"],
-            "prefill": ours["prefill_tokens_per_s"] / theirs["prefill_tokens_per_s"],
-        },
+        **ratios(engines),
         # each token reads every weight once, so no float32 engine can pass this
-        "decode_ceiling_tokens_per_s": bandwidth / ours["weights_bytes"],
+        "decode_ceiling_tokens_per_s": bandwidth / engines[BASE]["weights_bytes"],
         "read_bytes_per_s": bandwidth,
-        "same_tokens": all(found == tokens[0] for found in tokens),
-        "machine": machine(),
+        "same_tokens": all(one["tokens"] == said[BASE] for found in rounds.values() for one in found),
+        "tokens_as_numpy": {engine: agreed(tokens, said[BASE]) for engine, tokens in said.items()},
+        "machine": machine(TRANSFORMERS in engines),
     }
 
 
-def machine() -> dict[str, Any]:
+def ratios(engines: dict[str, Any]) -> dict[str, Any]:
+    """How many times as fast: numpy over transformers, or each format of a backend over numpy."""
+
+    def over(one: str, two: str) -> dict[str, float]:
+        return {
+            what: statistics.median(
+                a / b for a, b in zip(engines[one][f"{what}_rounds"], engines[two][f"{what}_rounds"], strict=True)
+            )
+            for what in ("decode", "prefill")
+        }
+
+    if TRANSFORMERS in engines:
+        return {"numpy_over_transformers": over(BASE, TRANSFORMERS)}
+    return {"over_numpy": {engine: over(engine, BASE) for engine in engines if engine != BASE}}
+
+
+def agreed(tokens: list[int], others: list[int]) -> int:
+    """How many tokens agree before the first that does not."""
+    return next((index for index, pair in enumerate(zip(tokens, others, strict=True)) if len({*pair}) > 1), len(tokens))
+
+
+def machine(has_transformers: bool) -> dict[str, Any]:
     """What the figures depend on."""
     import numpy as np
-    import torch
-    import transformers
 
+    names = ("torch", "transformers") if has_transformers else ("numba", "llvmlite")
     facts: dict[str, str] = {}
     if Path("/proc/cpuinfo").exists():
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -308,26 +388,28 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "blas": f"{blas['name']} {blas['version']}",
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **{name: importlib.metadata.version(name) for name in names},
     }
 
 
 def show(report: dict[str, Any]) -> None:
     print(f"{report['model']}, {report['threads']} threads, medians of {report['rounds']} rounds taken in turn")
-    print(f"{'':14}{'decode tok/s':>14}{'prefill tok/s':>15}{'load s':>9}{'peak MB':>10}")
+    print(f"{'':22}{'decode tok/s':>14}{'prefill tok/s':>15}{'load s':>9}{'peak MB':>10}{'as numpy':>10}")
     for engine, found in report["engines"].items():
         print(
-            f"{engine:14}{found['decode_tokens_per_s']:14.1f}{found['prefill_tokens_per_s']:15.0f}"
-            f"{found['load_s']:9.2f}{found['peak_memory_bytes'] / 1e6:10.0f}"
+            f"{engine:22}{found['decode_tokens_per_s']:14.1f}{found['prefill_tokens_per_s']:15.0f}"
+            f"{found['load_s']:9.2f}{found['peak_memory_bytes'] / 1e6:10.0f}{report['tokens_as_numpy'][engine]:10}"
         )
-    ratio = report["numpy_over_transformers"]
-    print(f"{'ratio':14}{ratio['decode']:14.2f}{ratio['prefill']:15.2f}")
+    shown = report.get("over_numpy") or {"numpy / transformers": report["numpy_over_transformers"]}
+    for name, ratio in shown.items():
+        label = name if " / " in name else f"{name} / numpy"
+        print(f"{label:30}{ratio['decode']:6.2f}{ratio['prefill']:15.2f}")
     print(
         f"memory is read at {report['read_bytes_per_s'] / 1e9:.1f} GB/s, so no engine can decode these float32 weights"
         f" faster than {report['decode_ceiling_tokens_per_s']:.1f} tokens/s here"
     )
-    print(f"same greedy tokens in every round of both: {'yes' if report['same_tokens'] else 'NO'}")
+    if "over_numpy" not in report:
+        print(f"same greedy tokens in every round of both: {'yes' if report['same_tokens'] else 'NO'}")
 
 
 if __name__ == "__main__":

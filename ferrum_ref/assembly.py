@@ -33,6 +33,7 @@ from ferrum_ref.interfaces.model_executor import (
     ModelExecutor,
 )
 from ferrum_ref.kv_cache.storage_contiguous import ContiguousKvCache, ContiguousKvFactory, KvShape
+from ferrum_ref.kv_cache.storage_latent import LatentKvFactory, LatentKvStorage
 from ferrum_ref.kv_cache.storage_paged import PagedKvStorage
 from ferrum_ref.kv_cache.storage_rollback import RollbackKvCacheManager
 from ferrum_ref.models.checkpoint import open_checkpoint
@@ -74,7 +75,8 @@ class LoadedModel:
 
     def new_llm(self) -> DecoderLlm[ContiguousKvCache]:
         """A `DecoderOnlyLLM` with its own contiguous caches."""
-        return DecoderLlm(self.decoder, ContiguousKvFactory(self.backend, self.kv_shape, self.decoder.max_tokens))
+        kind = ContiguousKvFactory if self.config.latent is None else LatentKvFactory
+        return DecoderLlm(self.decoder, kind(self.backend, self.kv_shape, self.decoder.max_tokens))
 
     def new_executor(
         self,
@@ -169,7 +171,8 @@ class LoadedModel:
         clock: Callable[[], float],
         parity_mode: ParityMode,
     ) -> tuple[Executor, RollbackKvCacheManager]:
-        storage = PagedKvStorage(self.backend, self.kv_shape, num_blocks, block_size)
+        paged = PagedKvStorage if self.config.latent is None else LatentKvStorage
+        storage = paged(self.backend, self.kv_shape, num_blocks, block_size)
         manager = RollbackKvCacheManager(
             num_blocks,
             block_size,
@@ -281,11 +284,13 @@ def load_model(
     max_tokens: int | None = None,
     cache_dir: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    packed: bool = False,
 ) -> LoadedModel:
     """A model by known name, GGUF file or Hugging Face directory, its weights on a backend.  [LM-LOAD-1..2]
 
     dtype: element type of weights, activations and K/V; max_tokens: a context shorter than the model's;
-    progress(done, total) counts layers. Downloads nothing.
+    progress(done, total) counts layers; packed: matrices stay in the form and in the memory of their file where the
+    backend multiplies by it (less memory, slower).  [MD-PACK-2] Downloads nothing.
     Raises NotFoundError (model, backend), UnsupportedError (backend not available, architecture), InvalidFormatError,
     InvalidParameterError (dtype, max_tokens), FerrumIOError.
     """
@@ -296,7 +301,7 @@ def load_model(
     tokenizer = load_tokenizer(path)
     with open_checkpoint(path) as checkpoint:
         config = checkpoint.config
-        weights = read_decoder_weights(checkpoint, chosen, dtype, progress=progress)
+        weights = read_decoder_weights(checkpoint, chosen, dtype, progress=progress, packed=packed)
         num_parameters = checkpoint.num_parameters
         stop_token_ids = tokenizer.stop_token_ids | {*config.eos_token_ids, *checkpoint.generation.eos_token_ids}
     decoder = Decoder(config, weights, chosen, max_tokens)

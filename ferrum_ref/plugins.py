@@ -90,13 +90,14 @@ def _target_of(name: str, targets: Mapping[str, tuple[str, ...]]) -> str:
     return targets[name][0]
 
 
-def _make(name: str, target: str, device: str) -> ComputeBackend:
-    """Imports the target, calls it and checks what comes back."""
+def _make(name: str, target: str, device: str | None) -> ComputeBackend:
+    """Imports the target, calls it (on its default device for None) and checks what comes back."""
     module_name, _, attribute = target.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
         raise InvalidParameterError(f"load_backend: name: got {target!r}, expected 'package.module:factory'")
     try:
-        made = _resolve(name, module_name, attribute)(device)
+        factory = _resolve(name, module_name, attribute)
+        made = factory() if device is None else factory(device)
     except FerrumError:
         raise
     except ImportError as error:
@@ -147,7 +148,7 @@ def _resolve(name: str, module_name: str, attribute: str):  # type: ignore[no-un
 def _describe(name: str, targets: Mapping[str, tuple[str, ...]]) -> BackendInfo:
     target = " | ".join(targets[name])
     try:
-        backend = _make(name, _target_of(name, targets), "cpu")
+        backend = _make(name, _target_of(name, targets), None)
         devices = tuple(str(device) for device in backend.capabilities().supported_devices)
         return BackendInfo(name, target, True, "", backend.version(), devices)
     except FerrumError as error:

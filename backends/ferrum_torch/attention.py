@@ -23,10 +23,13 @@ GPU_SCORES_AT_A_TIME = 1 << 28
 IntArray = NDArray[np.int64]
 
 
-def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: AttentionParams) -> torch.Tensor:
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: AttentionParams, sinks: torch.Tensor | None = None
+) -> torch.Tensor:
     """o_i = sum_j p_ij v_j,  p_i = softmax over the visible j of (scale q_i . k_j)
 
-    q (B, Sq, H, D); k (B, Skv, G, D); v (B, Skv, G, Dv); result (B, Sq, H, Dv) in q's type. Pure.
+    q (B, Sq, H, D); k (B, Skv, G, D); v (B, Skv, G, Dv); result (B, Sq, H, Dv) in q's type. A cap replaces each score
+    s by cap tanh(s / cap); sinks (H,) are one more logit a head, whose share goes to nothing. Pure.
     Raises ShapeError for other shapes, and for head counts or sizes other than params say.
     """
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0]:
@@ -35,7 +38,8 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: Attenti
             "expected (B, Sq, H, D), (B, Skv, G, D), (B, Skv, G, Dv)"
         )
     check_heads("attention", q, k, params)
-    results = [attend(q[b], k[b], v[b], params) for b in range(q.shape[0])]
+    check_sinks("attention", sinks, params)
+    results = [attend(q[b], k[b], v[b], params, sinks) for b in range(q.shape[0])]
     if not results:
         return torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
     return torch.stack(results) if len(results) > 1 else results[0].unsqueeze(0)
@@ -48,6 +52,7 @@ def paged_attention(
     block_table: Ints,
     params: AttentionParams,
     context_lens: Ints | None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The same over keys and values that lie in blocks; position p of sequence b is row p % block_size of block
     block_table[b, p // block_size].
@@ -62,13 +67,14 @@ def paged_attention(
             "expected (B, [T,] H, D) and two equal caches (num_blocks, block_size, G, D)"
         )
     check_heads("paged_attention", q, k_cache, params)
+    check_sinks("paged_attention", sinks, params)
     queries = q.unsqueeze(1) if q.ndim == 3 else q
     table, lengths = check_table(queries.shape[0], block_table, context_lens, k_cache.shape)
     out = torch.empty_like(queries, memory_format=torch.contiguous_format)
     for b, length in enumerate(lengths):
         blocks = table[b, : -(-length // k_cache.shape[1])]
         k, v = gather_blocks(k_cache, blocks, length), gather_blocks(v_cache, blocks, length)
-        out[b] = attend(queries[b], k, v, params)
+        out[b] = attend(queries[b], k, v, params, sinks)
     return out.view(q.shape)
 
 
@@ -113,7 +119,9 @@ def last_of_each(slots: IntArray) -> IntArray:
     return positions[slots[positions] >= 0]
 
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: AttentionParams) -> torch.Tensor:
+def attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: AttentionParams, sinks: torch.Tensor | None = None
+) -> torch.Tensor:
     """One sequence: q (T, H, D), k (S, G, D), v (S, G, Dv) -> (T, H, Dv) in q's type; query t sits at S - T + t."""
     num_rows, num_heads, _ = q.shape
     num_keys, _, value_dim = v.shape
@@ -122,16 +130,22 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: AttentionP
     )  # rows before this see nothing
     step = rows_at_a_time(num_heads * num_keys, q.is_cpu)
     if first == 0 and 0 < num_rows <= step:
-        return round_to(attend_block(q, k, v, params, 0, num_rows), q.dtype)
+        return round_to(attend_block(q, k, v, params, 0, num_rows, sinks), q.dtype)
     out = torch.zeros((num_rows, num_heads, value_dim), dtype=q.dtype, device=q.device)
     for start in range(first, num_rows, step):
         stop = min(start + step, num_rows)
-        out[start:stop] = round_to(attend_block(q, k, v, params, start, stop), q.dtype)
+        out[start:stop] = round_to(attend_block(q, k, v, params, start, stop, sinks), q.dtype)
     return out
 
 
 def attend_block(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: AttentionParams, start: int, stop: int
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    params: AttentionParams,
+    start: int,
+    stop: int,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Rows [start, stop) of `attend`, each of which sees a key, in float32: (stop - start, H, Dv). Pure."""
     num_rows, num_heads, head_dim = q.shape
@@ -146,12 +160,25 @@ def attend_block(
     else:
         by_group = rows.reshape(count, num_groups, ratio, head_dim).permute(1, 2, 0, 3).flatten(1, 2)
     scores = torch.bmm(by_group, widen(k, "attention").permute(1, 2, 0)).mul_(params.softmax_scale)
+    if params.logit_softcap:
+        scores.div_(params.logit_softcap).tanh_().mul_(params.logit_softcap)
     if params.causal and count > 1:
         mask(scores.view(num_heads, count, high - low), offset + start - low, params.sliding_window)
-    mixed = torch.bmm(torch.softmax(scores, -1), widen(v, "attention").transpose(0, 1))
+    mixed = torch.bmm(shares(scores, sinks, ratio, count), widen(v, "attention").transpose(0, 1))
     if count == 1:
         return mixed.view(1, num_heads, value_dim)
     return mixed.view(num_groups, ratio, count, value_dim).permute(2, 0, 1, 3).reshape(count, num_heads, value_dim)
+
+
+def shares(scores: torch.Tensor, sinks: torch.Tensor | None, ratio: int, count: int) -> torch.Tensor:
+    """Softmax over the last axis, with each head's sink as one more entry that is left out of the result. Pure.
+
+    scores (G, ratio * count, S), the rows of a head together.
+    """
+    if sinks is None:
+        return torch.softmax(scores, -1)
+    logits = widen(sinks, "attention").repeat_interleave(count).view(scores.shape[0], ratio * count, 1)
+    return torch.softmax(torch.cat((scores, logits), -1), -1)[..., :-1]
 
 
 def rows_at_a_time(scores_per_row: int, on_cpu: bool) -> int:
@@ -202,6 +229,14 @@ def check_heads(operation: str, q: torch.Tensor, k: torch.Tensor, params: Attent
         raise ShapeError(
             f"{operation}: q has {got[0]} heads of size {got[2]} and k {got[1]} of size {got[3]}; expected "
             f"{params.num_heads} and {params.num_kv_heads} of size {params.head_dim}, as params say"
+        )
+
+
+def check_sinks(operation: str, sinks: torch.Tensor | None, params: AttentionParams) -> None:
+    """Raises ShapeError unless there is one logit a head."""
+    if sinks is not None and tuple(sinks.shape) != (params.num_heads,):
+        raise ShapeError(
+            f"{operation}: sinks {tuple(sinks.shape)}, expected one logit for each of the {params.num_heads} heads"
         )
 
 

@@ -68,12 +68,15 @@ class TorchPositionOps(Part, PositionOps):
 
 
 class TorchAttentionOps(Part, AttentionOps):
-    def attention(self, q: TensorRef, k: TensorRef, v: TensorRef, params: AttentionParams) -> TorchTensor:
+    def attention(
+        self, q: TensorRef, k: TensorRef, v: TensorRef, params: AttentionParams, *, sinks: TensorRef | None = None
+    ) -> TorchTensor:
         """`softmax(scale Q K^T + mask) V`; scale and window are honoured, any head size (D-52)."""
         beside = self._runtime.take_beside
         queries = self._runtime.take("attention", "q", q)
         keys, values = beside("attention", "k", k, queries), beside("attention", "v", v, queries)
-        return TorchTensor(attention.attention(queries, keys, values, params))
+        extra = None if sinks is None else beside("attention", "sinks", sinks, queries)
+        return TorchTensor(attention.attention(queries, keys, values, params, extra))
 
     def paged_attention(
         self,
@@ -84,12 +87,14 @@ class TorchAttentionOps(Part, AttentionOps):
         params: AttentionParams,
         *,
         context_lens: Ints | None = None,
+        sinks: TensorRef | None = None,
     ) -> TorchTensor:
         """Attention of T new tokens over keys and values that lie in blocks (D-17)."""
         operation, beside = "paged_attention", self._runtime.take_beside
         queries = self._runtime.take(operation, "q", q)
         keys, values = beside(operation, "k_cache", k_cache, queries), beside(operation, "v_cache", v_cache, queries)
-        return TorchTensor(attention.paged_attention(queries, keys, values, block_table, params, context_lens))
+        extra = None if sinks is None else beside(operation, "sinks", sinks, queries)
+        return TorchTensor(attention.paged_attention(queries, keys, values, block_table, params, context_lens, extra))
 
     def write_kv(self, cache: TensorRef, rows: TensorRef, slots: Ints) -> None:
         """`cache[slots[t]] = rows[t]`, in place."""

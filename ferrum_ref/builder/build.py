@@ -141,7 +141,12 @@ class Build:
 
     def _decode(self, source: Any, progress: Callable[[int, int], None]) -> DecoderWeights:
         return read_decoder_weights(
-            source, self.backend, self.settings.dtype, num_threads=self.tools.num_threads, progress=progress
+            source,
+            self.backend,
+            self.settings.dtype,
+            num_threads=self.tools.num_threads,
+            progress=progress,
+            check_finite=False,  # final validation runs the model, where that is asked for
         )
 
     async def _finish(self, decoder: BuiltDecoder, plan: Blueprint) -> None:

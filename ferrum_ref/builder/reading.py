@@ -25,7 +25,7 @@ from ferrum_ref.interfaces.weights import (
     WeightSource,
 )
 from ferrum_ref.models.config import DecoderConfig
-from ferrum_ref.models.tensor_names import EMBEDDING, LM_HEAD, expected_tensors
+from ferrum_ref.models.tensor_names import LM_HEAD, embedding_name, expected_tensors
 from ferrum_ref.types.devices import DataType, Device
 
 Array = npt.NDArray[Any]
@@ -152,9 +152,10 @@ def require_tensors(config: DecoderConfig, reader: TensorReader) -> None:
     """
     stored, tied = reader.stored, config.tie_word_embeddings
     stored.require(dict(expected_tensors(config)), LM_HEAD if tied else None)
-    if tied and LM_HEAD in stored.shapes and not np.array_equal(reader.read(LM_HEAD), reader.read(EMBEDDING)):
+    embedding = embedding_name(config)
+    if tied and LM_HEAD in stored.shapes and not np.array_equal(reader.read(LM_HEAD), reader.read(embedding)):
         raise ModelError(
-            f"build {stored.name}: tensor {LM_HEAD}: got values that differ from {EMBEDDING}, expected the same ones"
+            f"build {stored.name}: tensor {LM_HEAD}: got values that differ from {embedding}, expected the same ones"
             " since tie_word_embeddings is true"
         )
 

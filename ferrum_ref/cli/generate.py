@@ -35,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system message (implies --chat)")
     parser.add_argument("--backend", default="numpy", help="numpy (default), torch, or another installed backend")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--packed", action="store_true", help="keep weights packed as in the file: less memory, slower")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer (default 256)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest")
     parser.add_argument(
@@ -186,5 +187,6 @@ def _load(args: argparse.Namespace) -> LoadedModel:
             args.backend,
             args.device,
             cache_dir=cache_dir(args),
+            packed=args.packed,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )

@@ -126,6 +126,11 @@ def _summary_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("KV cache, float32", f"{_size(memory['float32_kv_bytes_per_token'])} a token"),
         ("", f"{_size(memory['float32_kv_bytes_full_context'])} for the whole context"),
     ]
+    if (asked := facts["quantization"]) is not None:
+        text = f"{asked['method']} {asked['format']}".rstrip() + f", {asked['bits']} bits"
+        if asked["activations"] != "float":
+            text += f"; activations stay floats (the file asks for {asked['activations']})"
+        rows.append(("quantisation", text))
     if not tokenizer["available"]:
         return [*rows, ("tokenizer", f"none: {tokenizer['reason']}")]
     stops = ", ".join(map(str, tokenizer["stop_token_ids"])) or "none"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ferrum_ref.assembly import load_model
+from ferrum_ref.errors import UnsupportedError
 from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.interfaces.forward import ForwardBatch
 from ferrum_ref.interfaces.tensor import TensorRef
@@ -28,6 +29,11 @@ def judge_model_at(
     Raises what opening the model raises; UnsupportedError for a backend or architecture without the kernels.
     """
     loaded = load_model(path, backend)
+    if beyond := loaded.config.beyond_llama():
+        raise UnsupportedError(
+            f"parity: {loaded.config.architecture!r} with {', '.join(beyond)}: the float64 run beside it is that of a "
+            "Llama; compare such a model with `ferrum-ref verify`"
+        )
     prompt = loaded.tokenizer.encode(loaded.tokenizer.apply_chat_template([ChatMessage.user(question)]), False)
     tables = rope_tables(loaded.config.head_dim, len(prompt) + num_generated, loaded.config.rope_theta)
     with open_checkpoint(loaded.path) as checkpoint:

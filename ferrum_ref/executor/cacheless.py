@@ -89,17 +89,20 @@ class TransientKv:
         """Keep this layer's k, v `[N, G, D]` until the next layer's."""
         self._layer = (layer, k, v)
 
-    def attend(self, layer: int, q: TensorRef, params: AttentionParams) -> TensorRef:
+    def attend(
+        self, layer: int, q: TensorRef, params: AttentionParams, *, sinks: TensorRef | None = None
+    ) -> TensorRef:
         """q `[N, H, D]` -> `[N, H, D]`; neighbours of equal length share one call.  Raises UnsupportedError."""
         if self._layer is None or self._layer[0] != layer:
             raise UnsupportedError(f"forward: layer {layer} attends over keys that were never given; use prefill")
         _, k, v = self._layer
+        extra = {} if sinks is None else {"sinks": sinks}
         outputs, start = [], 0
         for length, members in groupby(self._lengths):
             batch = len(list(members))
             end = start + batch * length
             query, keys, values = (_cut(tensor, start, end, batch, length) for tensor in (q, k, v))
-            found = self._attention.attention(query, keys, values, params)
+            found = self._attention.attention(query, keys, values, params, **extra)
             outputs.append(found.reshape((batch * length, *q.shape()[1:])))
             start = end
         return outputs[0] if len(outputs) == 1 else self._tensor_ops.concat(outputs, 0)

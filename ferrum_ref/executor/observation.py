@@ -73,17 +73,22 @@ class WeightRecorder:
     def append(self, layer: int, k: TensorRef, v: TensorRef) -> None:
         self._inner.append(layer, k, v)
 
-    def attend(self, layer: int, q: TensorRef, params: AttentionParams) -> TensorRef:
+    def attend(self, layer: int, q: TensorRef, params: AttentionParams, *, sinks: TensorRef | None = None) -> TensorRef:
         rows, start = [], 0
         for sequence, (new, total) in enumerate(zip(self._num_new, self._num_total, strict=True)):
             query = q.view((start, 0, 0), (start + new, *q.shape()[1:])).reshape((1, new, *q.shape()[1:]))
-            rows.append(self._probabilities(query, self._keys(layer, sequence), total, params))
+            rows.append(self._probabilities(query, self._keys(layer, sequence), total, params, sinks))
             start += new
         self.weights.append(rows)
-        return self._inner.attend(layer, q, params)
+        return (
+            self._inner.attend(layer, q, params) if sinks is None else self._inner.attend(layer, q, params, sinks=sinks)
+        )
 
-    def _probabilities(self, query: TensorRef, keys: TensorRef, total: int, params: AttentionParams) -> Array:
-        """`[H, T, S]`, head_dim keys at a time."""
+    def _probabilities(
+        self, query: TensorRef, keys: TensorRef, total: int, params: AttentionParams, sinks: TensorRef | None
+    ) -> Array:
+        """`[H, T, S]`, head_dim keys at a time; with sinks a row sums to less than 1."""
+        extra = {} if sinks is None else {"sinks": sinks}
         _, groups, head_dim = keys.shape()
         found = []
         for first in range(0, total, head_dim):
@@ -91,7 +96,7 @@ class WeightRecorder:
             width = min(head_dim, total - first)
             units[0, np.arange(first, first + width), :, np.arange(width)] = 1.0
             values = self._factory.from_numpy(units).to_dtype(keys.dtype())
-            part = self._attention.attention(query, keys.reshape((1, *keys.shape())), values, params)
+            part = self._attention.attention(query, keys.reshape((1, *keys.shape())), values, params, **extra)
             found.append(np.asarray(part.to_numpy())[0, :, :, :width])
         return np.concatenate(found, axis=-1).swapaxes(0, 1)
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from ferrum_ref.errors import FerrumIOError, InvalidFormatError, NotFoundError, UnsupportedError
 from ferrum_ref.formats.ggml_types import GGML_TYPES
 from ferrum_ref.formats.gguf_values import Cursor, GgufValue
+from ferrum_ref.formats.mapped import release_pages
 
 MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
@@ -80,6 +81,11 @@ class GgufFile:
             raise FerrumIOError(f"read GGUF {self.path}: tensor {name!r}: the file was closed")
         tensor = self.tensors[name]
         return np.frombuffer(self._map, np.uint8, tensor.num_bytes, tensor.offset_bytes)
+
+    def release(self, name: str) -> None:
+        """Let the tensor's pages leave resident memory; reading it again brings them back.  [MD-PACK-5]"""
+        tensor = self.tensors[name]
+        release_pages(self._map, tensor.offset_bytes, tensor.num_bytes)
 
     def close(self) -> None:
         """Unmap.  Views handed out keep the map alive until they are dropped."""

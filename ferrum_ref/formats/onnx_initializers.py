@@ -52,8 +52,8 @@ _FIELD_OF: Final[Mapping[str, str]] = MappingProxyType(
 class OnnxFile:
     """An open model; `tensors` by initialiser name.  Safe for concurrent reads.  [WL-ONNX-1]"""
 
-    def __init__(self, source: ByteSource, directory: Path | None) -> None:
-        """`directory`: where external data may lie; None where there is none.
+    def __init__(self, source: ByteSource, directory: Path | None, model: Any = None) -> None:
+        """`directory`: where external data may lie, or None; `model`: the parsed message, where it is in hand.
 
         Raises InvalidFormatError, UnsupportedError (the onnx package is absent, or an element type).
         """
@@ -62,7 +62,7 @@ class OnnxFile:
         self.tensors: dict[str, StoredTensor] = {}
         self.producer = ""
         try:
-            self._read(_parsed(source))
+            self._read(parsed_model(source) if model is None else model)
         except (UnicodeError, ValueError, AttributeError) as error:
             raise invalid("ONNX", source.name, "model", type(error).__name__, "a readable message") from None
 
@@ -183,7 +183,8 @@ class OnnxFile:
         return path
 
 
-def _parsed(source: ByteSource) -> Any:
+def parsed_model(source: ByteSource) -> Any:
+    """The ModelProto in the bytes.  Raises UnsupportedError (no onnx package), InvalidFormatError.  [WL-ONNX-1]"""
     try:
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
         from onnx import ModelProto

@@ -1,27 +1,28 @@
-"""One safetensors file: its header checked here, its tensors read through the safetensors library's memory map.
+"""One safetensors file, memory-mapped: its header checked, its tensors views of the map.
 
     u64 n, then n bytes of JSON {name: {"dtype", "shape", "data_offsets": [begin, end]}}, then the data
 
-The checks are made before the library sees the file, so that the message can name the tensor and both numbers.
+The library's own reader copies every tensor out of its map; here a tensor that is only multiplied by stays on disk.
 Clauses: MD-SAFE-1..4 (specs/model_files.md).  Source: the format section of the safetensors README.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
-import ml_dtypes  # noqa: F401  teaches numpy the dtypes that the library names
 import numpy as np
 from numpy.typing import NDArray
 
 from ferrum_ref.errors import FerrumIOError, InvalidFormatError, NotFoundError
 from ferrum_ref.formats.byte_source import ByteSource
 from ferrum_ref.formats.json_file import parse_json_object
+from ferrum_ref.formats.mapped import release_pages
 
 _MAX_HEADER_BYTES: Final = 100_000_000  # the library's own limit
 _METADATA: Final = "__metadata__"
@@ -80,44 +81,55 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         """Raises NotFoundError, FerrumIOError, InvalidFormatError."""
-        from safetensors import SafetensorError, safe_open
-
         self.path = path
-        self.tensors: Mapping[str, SafeTensor] = MappingProxyType(read_header(path))
-        self.num_bytes = path.stat().st_size
-        try:
-            self._file: Any = safe_open(str(path), framework="np")
-        except (SafetensorError, OSError) as error:
-            raise InvalidFormatError(f"read safetensors {path}: {error}") from None
+        header, self._map = _open(path)
+        self.tensors: Mapping[str, SafeTensor] = header.tensors
+        self.num_bytes = len(self._map)
+        self._data_offset = header.data_offset
+        self._closed = False
 
     def packed(self, name: str) -> NDArray[np.uint8]:
-        """The tensor's bytes, copied out of the map, with its leading dimensions.  [MD-SAFE-4]"""
-        if self._file is None:
+        """The tensor's bytes as stored, with its leading dimensions: a read-only view of the map.  [MD-SAFE-4]"""
+        if self._closed:
             raise FerrumIOError(f"read safetensors {self.path}: tensor {name!r}: the file was closed")
-        values: NDArray[Any] = self._file.get_tensor(name)
-        return np.ascontiguousarray(values).reshape(-1).view(np.uint8).reshape(*values.shape[:-1], -1)
+        if name not in self.tensors:
+            raise NotFoundError(f"read safetensors {self.path}: tensor {name!r}: got no such name")
+        tensor = self.tensors[name]
+        leading = tensor.shape[:-1]
+        row_bytes = tensor.num_bytes // max(1, math.prod(leading))
+        flat = np.frombuffer(self._map, np.uint8, tensor.num_bytes, self._data_offset + tensor.begin_bytes)
+        return flat.reshape(*leading, row_bytes)
+
+    def release(self, name: str) -> None:
+        """Let the tensor's pages leave resident memory; reading it again brings them back.  [MD-PACK-5]"""
+        tensor = self.tensors[name]
+        release_pages(self._map, self._data_offset + tensor.begin_bytes, tensor.num_bytes)
 
     def close(self) -> None:
-        """Release the map."""
-        self._file = None
+        """Unmap.  Views handed out keep the map alive until they are dropped.  [MD-SAFE-5]"""
+        self._closed = True
+        try:
+            self._map.close()
+        except BufferError:
+            return  # a view is still in use; the map goes with the last one
 
 
-def read_header(path: Path) -> dict[str, SafeTensor]:
-    """The header's tensors, checked against the file's size and against each other.  [MD-SAFE-2, MD-SAFE-3]"""
+def _open(path: Path) -> tuple[SafeHeader, mmap.mmap]:
+    """The header, checked against the file's size and against itself, and the map.  [MD-SAFE-1..3]"""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = _header_length(path, file.read(8), size)
-            data = file.read(length)
+            header = _parse_header(path, file.read(length), size)
+            return header, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise NotFoundError(f"read safetensors {path}: no such file") from None
     except OSError as error:
         raise FerrumIOError(f"read safetensors {path}: {error.strerror or error}") from error
-    return dict(_parse_header(path, data, size).tensors)
 
 
 def parse_header(source: ByteSource) -> SafeHeader:
-    """As `read_header`, from bytes wherever they lie; only the header is read.  [MD-SAFE-2, MD-SAFE-3]
+    """The checked header of bytes wherever they lie; only the header is read.  [MD-SAFE-2, MD-SAFE-3]
 
     Raises InvalidFormatError, and what reading the source raises.
     """
@@ -137,7 +149,9 @@ def _parse_header(path: Path | str, data: bytes, size: int) -> SafeHeader:
     tensors = {name: _tensor(path, name, row) for name, row in header.items() if name != _METADATA}
     _require_tiling(path, tensors, size - 8 - len(data))
     metadata = header.get(_METADATA, {})
-    return SafeHeader(tensors, metadata if isinstance(metadata, dict) else {}, 8 + len(data))
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        _fail(path, _METADATA, f"{metadata!r:.80}", "an object of texts")
+    return SafeHeader(MappingProxyType(tensors), metadata, 8 + len(data))
 
 
 def _tensor(path: Path | str, name: str, row: Any) -> SafeTensor:

@@ -79,6 +79,7 @@ class EncoderDecoderLM(ABC):
     def encode(self, cache_id: str, input: Sequence[int]) -> EncoderState:
         """Run the encoder over ids and start an empty decoder cache `cache_id`.  [FM-ENCDEC-1..2]
 
+        A model that hears takes 16-bit samples for ids (FM-WHISPER-9).
         The state's shape is [S, E]. It depends on `input` alone and may be used with any id.
         Raises ModelError (empty input), AlreadyExistsError (live id), ResourceExhaustedError (input too long).
         """

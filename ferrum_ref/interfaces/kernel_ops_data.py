@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, TypeAlias
+from typing import TypeAlias
 
 from ferrum_ref.errors import BackendError
+from ferrum_ref.interfaces.quant_schemes import QuantQ4_0 as QuantQ4_0
+from ferrum_ref.interfaces.quant_schemes import QuantQ8_0 as QuantQ8_0
+from ferrum_ref.interfaces.quant_schemes import QuantScheme as QuantScheme
 from ferrum_ref.types.record import F32, U32, Record, Usize
 
 
@@ -36,6 +40,8 @@ class AttentionParams(Record):
 
     `softmax_scale` multiplies Q K^T and is honoured whatever it is (D-52). `sliding_window` (extension) w > 0 limits a
     causal query at position p to the keys p-w+1 .. p; 0 is off; a backend without windows raises UnsupportedError.
+    `logit_softcap` (extension) c > 0 replaces every scaled score s by c tanh(s / c) before the mask; 0 is off; a
+    backend without it raises UnsupportedError.
     Raises BackendError unless num_kv_heads divides num_heads and all counts are positive.
     """
 
@@ -45,6 +51,7 @@ class AttentionParams(Record):
     softmax_scale: F32
     causal: bool
     sliding_window: Usize = 0
+    logit_softcap: F32 = 0.0
 
     def __post_init__(self) -> None:
         if self.num_heads <= 0 or self.num_kv_heads <= 0 or self.head_dim <= 0:
@@ -60,6 +67,10 @@ class AttentionParams(Record):
             raise BackendError(
                 f"AttentionParams: sliding_window={self.sliding_window} with causal={self.causal}; "
                 "expected 0, or a positive window together with causal=True"
+            )
+        if not 0.0 <= self.logit_softcap < math.inf:
+            raise BackendError(
+                f"AttentionParams: logit_softcap={self.logit_softcap}; expected 0 (off) or a finite cap above"
             )
         Record.__post_init__(self)
 
@@ -81,46 +92,3 @@ class SamplingParams(Record):
 
 
 KernelSamplingParams: TypeAlias = SamplingParams
-
-
-class QuantScheme:
-    """How packed weights are laid out: `QuantScheme.Q4_0(group_size=32)` or `QuantScheme.Q8_0(group_size=32)`.
-
-    Raises BackendError for a group size below 1.  [KN-PARAMS-3..4]
-    """
-
-    __slots__ = ()
-
-    Q4_0: ClassVar[type[QuantQ4_0]]
-    Q8_0: ClassVar[type[QuantQ8_0]]
-
-
-@dataclass(frozen=True, slots=True)
-class QuantQ4_0(QuantScheme, Record):
-    """4 bits a weight, one scale for `group_size` weights (32 in ggml)."""
-
-    group_size: Usize
-
-    def __post_init__(self) -> None:
-        _check_group("Q4_0", self.group_size)
-        Record.__post_init__(self)
-
-
-@dataclass(frozen=True, slots=True)
-class QuantQ8_0(QuantScheme, Record):
-    """8 bits a weight, one scale for `group_size` weights (32 in ggml)."""
-
-    group_size: Usize
-
-    def __post_init__(self) -> None:
-        _check_group("Q8_0", self.group_size)
-        Record.__post_init__(self)
-
-
-QuantScheme.Q4_0 = QuantQ4_0
-QuantScheme.Q8_0 = QuantQ8_0
-
-
-def _check_group(scheme: str, group_size: int) -> None:
-    if group_size < 1:
-        raise BackendError(f"QuantScheme.{scheme}: group_size is {group_size}, expected at least 1 (32 in ggml)")

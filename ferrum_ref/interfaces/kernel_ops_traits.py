@@ -63,11 +63,16 @@ class AttentionOps(ABC):
     """Attention over contiguous and over paged keys and values."""
 
     @abstractmethod
-    def attention(self, q: TensorRef, k: TensorRef, v: TensorRef, params: AttentionParams) -> TensorRef:
-        """`softmax(scale Q K^T + mask) V`, softmax in float32.  [KN-ATTN-1..9]
+    def attention(
+        self, q: TensorRef, k: TensorRef, v: TensorRef, params: AttentionParams, *, sinks: TensorRef | None = None
+    ) -> TensorRef:
+        """`softmax(scale Q K^T + mask) V`, softmax in float32.  [KN-ATTN-1..12]
 
         q (B, Sq, H, D), k and v (B, Skv, G, D) -> (B, Sq, H, D). Head h uses kv head h // (H/G). Causal: query i sees
-        keys j <= Skv - Sq + i. A query that sees no key gives zeros.
+        keys j <= Skv - Sq + i. A query that sees no key gives zeros. `sinks` (H,) (extension): one more logit of each
+        head, neither scaled nor capped, that takes its share of the softmax and attends to nothing.
+        Raises UnsupportedError where a backend has no sinks or no `params.logit_softcap` and is asked for them;
+        BackendError for other shapes.
         """
 
     def paged_attention(
@@ -79,13 +84,14 @@ class AttentionOps(ABC):
         params: AttentionParams,
         *,
         context_lens: Ints | None = None,
+        sinks: TensorRef | None = None,
     ) -> TensorRef:
         """Attention of T new tokens over keys and values that lie in blocks (D-17).  [KN-PAGED-1..7]
 
         q (B, H, D) for T = 1 or (B, T, H, D); caches (num_blocks, block_size, G, D); block_table flat for B = 1 or
         (B, max_blocks); context_lens (B,): valid positions of each sequence, its T new ones included. Query t of
         sequence b sits at position context_lens[b] - T + t and, if causal, sees positions up to its own. Without
-        context_lens every covered slot is valid. Result has q's shape.
+        context_lens every covered slot is valid. `sinks` as in `attention`. Result has q's shape.
         Raises UnsupportedError (this default body); BackendError for bad shapes, tables and lengths.
         """
         raise UnsupportedError("paged_attention: this backend has none; gather the blocks and call attention")

@@ -20,8 +20,11 @@ class KvBatch(Protocol):
     def append(self, layer: int, k: TensorRef, v: TensorRef) -> None:
         """Store k, v `[N, G, D]` at each sequence's next positions. Mutates the cache.  [LM-KV-1]"""
 
-    def attend(self, layer: int, q: TensorRef, params: AttentionParams) -> TensorRef:
-        """q `[N, H, D]` -> `[N, H, D]`: each row sees its own sequence up to and including itself. Pure.  [LM-KV-2]"""
+    def attend(self, layer: int, q: TensorRef, params: AttentionParams, *, sinks: TensorRef | None = None) -> TensorRef:
+        """q `[N, H, D]` -> `[N, H, D]`: each row sees its own sequence up to and including itself. Pure.  [LM-KV-2]
+
+        `sinks` `[H]` as in `AttentionOps.attention`; a cache without them raises UnsupportedError.
+        """
 
 
 class SequenceKv(Protocol):

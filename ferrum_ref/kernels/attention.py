@@ -1,6 +1,7 @@
 """Attention over contiguous keys and values, and over keys and values that lie in blocks.
 
-Clauses: KN-ATTN-1..8, KN-PAGED-1..7.  Source: Vaswani et al. 2017, eq. 1; grouped heads: Ainslie et al. 2023 (GQA);
+Clauses: KN-ATTN-1..8, KN-ATTN-10..12, KN-PAGED-1..8.
+Source: Vaswani et al. 2017, eq. 1; grouped heads: Ainslie et al. 2023 (GQA);
 blocks: Kwon et al. 2023 (PagedAttention).
 """
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from ferrum_ref.errors import BackendError, ShapeError
 from ferrum_ref.kernels.integers import as_integers
-from ferrum_ref.kernels.rounding import Array, compute_dtype, round_to, widen
+from ferrum_ref.kernels.rounding import Array, DType, compute_dtype, round_to, widen
 
 _QUERY_ROWS = 64  # queries taken at a time: a causal block skips the keys ahead of its last row
 _SCORE_ELEMENTS = 1 << 22  # and fewer where their scores would pass 16 MB of float32
@@ -22,18 +23,31 @@ _KEY_RUN = 16
 
 
 def attention(
-    q: Array, k: Array, v: Array, scale: float | None = None, causal: bool = False, sliding_window: int = 0
+    q: Array,
+    k: Array,
+    v: Array,
+    scale: float | None = None,
+    causal: bool = False,
+    sliding_window: int = 0,
+    *,
+    softcap: float = 0.0,
+    sinks: Array | None = None,
 ) -> Array:
-    """o_i = sum_j p_ij v_j,  p_i = softmax over the visible j of (scale q_i . k_j)          [KN-ATTN-1..8]
+    """o_i = sum_j p_ij v_j,  p_i = softmax over the visible j of s_ij = scale q_i . k_j          [KN-ATTN-1..12]
 
     q (B, Sq, H, D); k (B, Skv, G, D); v (B, Skv, G, Dv); H a multiple of G; result (B, Sq, H, Dv) in q's type.
     Query head h reads kv head h // (H/G). scale None is 1/sqrt(D). Query i sits at position Skv - Sq + i; causal: it
     sees keys j <= its position; sliding_window w > 0 (causal only): and j > its position - w. A query that sees no key
-    gives zeros. Scores, softmax and sums in float32 at least; probabilities are not rounded in between. Pure.
-    Raises ShapeError for other shapes; BackendError for a window without causal.
+    gives zeros. softcap c > 0: s_ij is c tanh(scale q_i . k_j / c). sinks (H,): head h's softmax has one more entry,
+    of logit sinks[h], whose share goes to nothing. Scores, softmax and sums in float32 at least; probabilities are
+    not rounded in between. Pure.
+    Raises ShapeError for other shapes; BackendError for a window without causal or a cap below 0.
     """
     dtype = compute_dtype("attention", q, k, v)
     _check_shapes(q, k, v)
+    extra = None if sinks is None else _sink_logits(sinks, q.shape[2], k.shape[2], dtype)
+    if not 0.0 <= softcap < math.inf:
+        raise BackendError(f"attention: softcap is {softcap}, expected 0 (off) or a finite cap above")
     if sliding_window and (sliding_window < 0 or not causal):
         raise BackendError(
             f"attention: sliding_window={sliding_window} with causal={causal}; expected 0, or positive with causal=True"
@@ -58,7 +72,9 @@ def attention(
                 if sliding_window:
                     low = max(0, num_keys - num_queries + start - sliding_window + 1)
             queries = widen(q[:, start:stop], dtype)
-            block = _attend(queries, k[:, low:high], v[:, low:high], factor, causal, sliding_window)
+            block = _attend(
+                queries, k[:, low:high], v[:, low:high], factor, causal, sliding_window, dtype.type(softcap), extra
+            )
             out[:, start:stop] = round_to(block, out.dtype)
     return out
 
@@ -72,8 +88,11 @@ def paged_attention(
     scale: float | None = None,
     causal: bool = True,
     sliding_window: int = 0,
+    *,
+    softcap: float = 0.0,
+    sinks: Array | None = None,
 ) -> Array:
-    """Attention of T new tokens a sequence over keys and values that lie in blocks          [KN-PAGED-1..7]
+    """Attention of T new tokens a sequence over keys and values that lie in blocks          [KN-PAGED-1..8]
 
     Position p of sequence b lies in block block_table[b, p // block_size], row p % block_size. q (B, H, D) for T = 1 or
     (B, T, H, D); caches (num_blocks, block_size, G, D); block_table (B, max_blocks), or flat for B = 1;
@@ -94,7 +113,9 @@ def paged_attention(
     for b, length in enumerate(lengths):
         blocks = table[b, : -(-length // k_cache.shape[1])]
         k, v = gather_blocks(k_cache, blocks, length), gather_blocks(v_cache, blocks, length)
-        out[b] = attention(queries[b : b + 1], k[None], v[None], scale, causal, sliding_window)[0]
+        out[b] = attention(
+            queries[b : b + 1], k[None], v[None], scale, causal, sliding_window, softcap=softcap, sinks=sinks
+        )[0]
     return out.reshape(q.shape)
 
 
@@ -113,7 +134,16 @@ def gather_blocks(cache: Array, blocks: Array, num_positions: int) -> Array:
     return picked.reshape(count * cache.shape[1], *cache.shape[2:])[:num_positions]
 
 
-def _attend(q: Array, k: Array, v: Array, factor: np.generic, causal: bool, window: int) -> Array:
+def _attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    factor: np.generic,
+    causal: bool,
+    window: int,
+    softcap: np.generic,
+    sinks: Array | None,
+) -> Array:
     """One block of queries, the last of which sees all of k up to its end."""
     batch, num_rows, num_heads, head_dim = q.shape
     num_keys, num_groups = k.shape[1], k.shape[2]
@@ -122,14 +152,24 @@ def _attend(q: Array, k: Array, v: Array, factor: np.generic, causal: bool, wind
     grouped = q.reshape(batch, num_rows, num_groups, ratio, head_dim).swapaxes(1, 2)
     scores = _scores(grouped.reshape(batch, num_groups, num_rows * ratio, head_dim), k)
     scores *= factor
+    if softcap:
+        scores /= softcap
+        np.tanh(scores, out=scores)
+        scores *= softcap
     if causal and num_rows > 1:
         by_row = scores.reshape((batch, num_groups, num_rows, ratio, num_keys), copy=False)
         _mask_future(by_row[..., 1 - num_rows :])
         if window:
             _mask_past(by_row, window)
-    scores -= scores.max(axis=-1, keepdims=True)
+    top = scores.max(axis=-1, keepdims=True)
+    if sinks is not None:
+        beside = np.tile(sinks, (num_rows, 1))[None]  # (1, G, rows * H/G, 1), in the order of the score rows
+        top = np.maximum(top, beside)
+    scores -= top
     np.exp(scores, out=scores)
     total = np.add.reduce(scores, axis=-1, keepdims=True)
+    if sinks is not None:
+        total += np.exp(beside - top)
     mixed = np.matmul(scores, v.swapaxes(1, 2))
     mixed /= total
     value_dim = v.shape[3]
@@ -154,6 +194,14 @@ def _scores(q: Array, k: Array) -> Array:
     if rest:
         np.matmul(q, by_head[..., whole:], out=out[..., whole:])
     return out
+
+
+def _sink_logits(sinks: Array, num_heads: int, num_groups: int, dtype: DType) -> Array:
+    """(G, H/G, 1), widened.  Raises ShapeError unless there is one logit a head."""
+    compute_dtype("attention", sinks)
+    if sinks.shape != (num_heads,):
+        raise ShapeError(f"attention: sinks {sinks.shape}, expected one logit for each of the {num_heads} heads")
+    return widen(sinks, dtype).reshape(num_groups, num_heads // num_groups, 1)
 
 
 def _mask_future(scores: Array) -> None:

@@ -1,6 +1,6 @@
 """Packed weights: the element formats of model files, decoded to float32 and encoded from it.
 
-    F64, F32, F16, BF16   one number per element
+    F64, F32, F16, BF16   one number per element; F8_E4M3, F8_E5M2: FP8 numbers without a scale (E4M3FN, E5M2)
     Q8_0   block of 32: d (f16), 32 x int8                       value = d * q
     Q4_0   block of 32: d (f16), 16 bytes                        value = d * (q - 8)
     Q4_1   block of 32: d (f16), m (f16), 16 bytes               value = d * q + m
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +31,7 @@ from ferrum_ref.kernels.quant_k_encode import encode_q4_k, encode_q6_k
 Bytes = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
 
+_FINITE_CHUNK: Final = 1 << 18  # blocks or numbers that are looked at together
 _CHUNK_BLOCKS: Final = 2048  # 256 KiB of decoded output: it and its inputs stay in a core's L2 cache
 
 
@@ -56,6 +58,8 @@ FORMATS: Final[Mapping[str, QuantFormat]] = MappingProxyType(
         "F32": QuantFormat("F32", 1, 4),
         "F16": QuantFormat("F16", 1, 2),
         "BF16": QuantFormat("BF16", 1, 2),
+        "F8_E4M3": QuantFormat("F8_E4M3", 1, 1),
+        "F8_E5M2": QuantFormat("F8_E5M2", 1, 1),
         "Q4_0": QuantFormat("Q4_0", 32, 18),
         "Q4_1": QuantFormat("Q4_1", 32, 20),
         "Q5_0": QuantFormat("Q5_0", 32, 22),
@@ -69,6 +73,26 @@ FORMATS: Final[Mapping[str, QuantFormat]] = MappingProxyType(
     }
 )
 
+_SCALE_FIELDS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(  # byte offsets of a block's float16 fields
+    {
+        "Q4_0": (0,),
+        "Q4_1": (0, 2),
+        "Q5_0": (0,),
+        "Q5_1": (0, 2),
+        "Q8_0": (0,),
+        "Q2_K": (80, 82),
+        "Q3_K": (108,),
+        "Q4_K": (0, 2),
+        "Q5_K": (0, 2),
+        "Q6_K": (208,),
+    }
+)
+_FP8: Final[Mapping[str, Any]] = MappingProxyType(
+    {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+)
+_PLAIN: Final[Mapping[str, Any]] = MappingProxyType(
+    {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": ml_dtypes.bfloat16, **_FP8}
+)
 _DECODERS: Final[Mapping[str, Callable[[Bytes, Float32], None]]] = MappingProxyType(
     {
         "Q5_0": decode_q5_0,
@@ -119,6 +143,24 @@ def decode(name: str, packed: Bytes, out: Float32 | None = None) -> Float32:
     return out
 
 
+def is_finite(name: str, packed: Bytes) -> bool:
+    """True when no element is NaN or infinite: by the scales of blocks, by the numbers of plain formats.  [MD-QUANT-7]
+
+    packed as for `decode`, which it does not decode.  Pure.  Raises UnsupportedError on the name.
+    """
+    layout = quant_format(name)
+    blocks = packed.reshape(-1, layout.block_bytes)
+    for start in range(0, len(blocks), _FINITE_CHUNK):
+        part = blocks[start : start + _FINITE_CHUNK]
+        if layout.block_elements == 1:
+            with np.errstate(invalid="ignore"):
+                if not np.isfinite(part.view(_PLAIN[name])).all():
+                    return False
+        elif any(not np.isfinite(part[:, at : at + 2].view("<f2")).all() for at in _SCALE_FIELDS[name]):
+            return False
+    return True
+
+
 def encode(name: str, values: NDArray[Any]) -> Bytes:
     """Packed bytes of float values; the inverse of `decode` up to the format's rounding.  [MD-QUANT-4..6]
 
@@ -146,6 +188,8 @@ def _decode_plain(name: str, packed: Bytes, out: Float32) -> None:
             np.copyto(out, packed.view("<f8"), casting="same_kind")
     elif name == "F16":
         np.copyto(out, packed.view("<f2"))
+    elif name in _FP8:
+        np.copyto(out, packed.view(_FP8[name]))
     else:  # BF16 is the upper half of a float32
         np.left_shift(packed.view("<u2"), 16, out=out.view(np.uint32), dtype=np.uint32, casting="unsafe")
 
@@ -193,6 +237,9 @@ def _encode_plain(name: str, values: Float32) -> Bytes:
     if name == "F16":
         with np.errstate(over="ignore", under="ignore"):
             return values.astype("<f2").view(np.uint8)
+    if name in _FP8:
+        with np.errstate(all="ignore"):
+            return values.astype(_FP8[name]).view(np.uint8)
     bits = values.view(np.uint32)
     quiet = (bits & np.uint32(0xFFFF0000)) | np.uint32(0x00400000)
     rounded = bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)  # to nearest, ties to even

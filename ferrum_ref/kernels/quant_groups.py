@@ -10,6 +10,7 @@ Clauses: QT-GROUP-1..3, QT-FP8-1..3 (specs/quant.md).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ class GroupWeights:
 
     quanta: NDArray[Any]
     scales: Float32
-    zeros: NDArray[np.uint8] | None
+    zeros: NDArray[Any] | None
     bits: Literal[4, 8]
     group_size: int
 
@@ -131,19 +132,35 @@ def encode_fp8(
     return scaled.astype(ml_dtypes.float8_e4m3fn if fp8 == "e4m3" else ml_dtypes.float8_e5m2).view(np.uint8), scale
 
 
+def fp8_block(scale_shape: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, columns) that share a scale: the powers of two that make blocks of a matrix (N, K) from a scale's shape.
+
+    One number: (N, K).  (N,) or (N, 1): (1, K).  Pure.  Raises ShapeError for a shape that no such block gives.
+    """
+    if len(shape) == 2:
+        if math.prod(scale_shape) == 1:
+            return max(1, shape[0]), max(1, shape[1])
+        if scale_shape in ((shape[0],), (shape[0], 1)):
+            return 1, max(1, shape[1])
+        if len(scale_shape) == 2 and 0 not in (*scale_shape, *shape):
+            sides = [1 << (-(-extent // count) - 1).bit_length() for extent, count in zip(shape, scale_shape)]
+            if all(-(-extent // side) == count for extent, side, count in zip(shape, sides, scale_shape)):
+                return sides[0], sides[1]
+    raise ShapeError(
+        f"decode_fp8: scale: got {list(scale_shape)}, expected one number, one a row, or one a block of {list(shape)}"
+    )
+
+
 def _spread(scale: Float32, shape: tuple[int, ...]) -> Float32:
     if scale.size == 1:
         return scale.reshape(())
-    if len(shape) == 2 and scale.shape in ((shape[0],), (shape[0], 1)):
-        return scale.reshape(-1, 1)
-    if len(shape) == 2 and scale.ndim == 2:
-        sides = [1 << (-(-extent // count) - 1).bit_length() for extent, count in zip(shape, scale.shape)]
-        if all(-(-extent // side) == count for extent, side, count in zip(shape, sides, scale.shape)):
-            wide: Float32 = np.repeat(np.repeat(scale, sides[0], 0), sides[1], 1)[: shape[0], : shape[1]]
-            return wide
-    raise ShapeError(
-        f"decode_fp8: scale: got {list(scale.shape)}, expected one number, one a row, or one a block of {list(shape)}"
-    )
+    rows, columns = fp8_block(scale.shape, shape)
+    if rows == 1:
+        scale = scale.reshape(shape[0], -1)
+    if scale.shape[1] == 1:
+        columns = 1  # a broadcast does as well
+    wide: Float32 = np.repeat(np.repeat(scale, rows, 0), columns, 1)[: shape[0], : shape[1]]
+    return wide
 
 
 def _pack_nibbles(quanta: NDArray[Any]) -> NDArray[np.uint8]:

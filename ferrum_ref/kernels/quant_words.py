@@ -37,6 +37,11 @@ def unpack_words(words: Words, bits: int, num_elements: int, axis: int) -> Quant
             f"axis {axis} for {num_elements} elements of {bits} bits"
         )
     stream = np.ascontiguousarray(np.moveaxis(words, axis, -1)).astype("<i4").view(np.uint8)
+    if 8 % bits == 0:  # no element crosses a byte
+        shifts = np.arange(0, 8, bits, dtype=np.uint8)
+        fields = (stream[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+        found = fields.reshape(*stream.shape[:-1], -1)[..., :num_elements]
+        return np.ascontiguousarray(np.moveaxis(found, -1, axis))
     position = np.arange(num_elements) * bits
     first = np.minimum(position // 8, stream.shape[-1] - 1)
     second = np.minimum(first + 1, stream.shape[-1] - 1)

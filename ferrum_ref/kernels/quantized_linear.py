@@ -1,4 +1,4 @@
-"""Projection by weights that stay packed.   Clauses: KN-QLINEAR-1..4."""
+"""Projection by weights that stay packed.   Clauses: KN-QLINEAR-1..4, QT-MATRIX-3."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from ferrum_ref.errors import ShapeError, UnsupportedError
-from ferrum_ref.kernels.quant import decode, quant_format
+from ferrum_ref.kernels.quant import quant_format
+from ferrum_ref.kernels.quant_matrix import QuantMatrix, RowMatrix
 from ferrum_ref.kernels.rounding import Array, compute_dtype, round_to, widen
 
 _BLOCK_ELEMENTS = 1 << 18  # of the weight, unpacked at a time: 1 MB of float32, within a core's second-level cache
@@ -23,7 +24,7 @@ def quantized_linear(x: Array, packed: Array, scheme: str, group_size: int) -> A
     Raises UnsupportedError for another scheme or a group other than 32; ShapeError for other shapes or bytes.
     Source: ggml, block_q4_0 and block_q8_0.
     """
-    dtype = compute_dtype("quantized_linear", x)
+    compute_dtype("quantized_linear", x)
     if scheme not in _SCHEMES or group_size != quant_format(scheme).block_elements:
         raise UnsupportedError(
             f"quantized_linear: scheme {scheme} with group_size={group_size}, expected Q4_0 or Q8_0 in ggml's groups "
@@ -40,14 +41,30 @@ def quantized_linear(x: Array, packed: Array, scheme: str, group_size: int) -> A
             f"quantized_linear: input {x.shape} and packed_weight {packed.shape} of {packed.dtype}, expected (..., in) "
             f"and uint8 (out, in/{layout.block_elements}*{layout.block_bytes})"
         )
-    size_in, size_out = x.shape[-1], packed.shape[0]
+    return packed_linear(x, RowMatrix(packed, scheme))
+
+
+def packed_linear(x: Array, matrix: QuantMatrix) -> Array:
+    """y = x @ W.T for any packed W (out, in)          [QT-MATRIX-3]
+
+    x (..., in) any float, rank >= 1; result (..., out) in x's type. As `quantized_linear`: about a megabyte of W is
+    unpacked at a time (whole runs of `matrix.row_step` rows), and never all of it. Pure.
+    Raises ShapeError where x has another number of columns.
+    """
+    dtype = compute_dtype("quantized_linear", x)
+    size_out, size_in = matrix.shape
+    if x.ndim < 1 or x.shape[-1] != size_in:
+        raise ShapeError(
+            f"quantized_linear: input {x.shape} and packed weight {matrix.shape}, expected (..., {size_in})"
+        )
     rows = widen(x, dtype).reshape(math.prod(x.shape[:-1]), size_in)
     y = np.empty((rows.shape[0], size_out), dtype)
-    step = max(1, _BLOCK_ELEMENTS // max(1, size_in))
+    runs = max(1, _BLOCK_ELEMENTS // max(1, size_in * matrix.row_step))
+    step = runs * matrix.row_step
     unpacked = np.empty((min(step, size_out), size_in), np.float32)
     with np.errstate(all="ignore"):
         for start in range(0, size_out, step):
             stop = min(start + step, size_out)
-            weight = decode(scheme, packed[start:stop], unpacked[: stop - start])
+            weight = matrix.rows(start, stop, unpacked[: stop - start])
             y[:, start:stop] = np.dot(rows, widen(weight, dtype).T)
         return round_to(y.reshape((*x.shape[:-1], size_out)), x.dtype)

@@ -125,8 +125,9 @@ class ContiguousKvBatch:
             self._attention.write_kv(cache.keys[layer], k if single else rows_of(k, start, end), slots)
             self._attention.write_kv(cache.values[layer], v if single else rows_of(v, start, end), slots)
 
-    def attend(self, layer: int, q: TensorRef, params: AttentionParams) -> TensorRef:
+    def attend(self, layer: int, q: TensorRef, params: AttentionParams, *, sinks: TensorRef | None = None) -> TensorRef:
         """q `[N, H, D]` -> `[N, H, D]`, causal, one attention per sequence. Pure.  [LM-KV-2]"""
+        extra = {} if sinks is None else {"sinks": sinks}
         outputs = []
         for (cache, num_new), (start, end) in zip(self._parts, self._rows, strict=True):
             total = cache.num_tokens + num_new
@@ -136,6 +137,7 @@ class ContiguousKvBatch:
                 with_batch_axis(rows_of(cache.keys[layer], 0, total)),
                 with_batch_axis(rows_of(cache.values[layer], 0, total)),
                 params,
+                **extra,
             )
             outputs.append(found.reshape(query.shape()))
         return outputs[0] if len(outputs) == 1 else self._tensor_ops.concat(outputs, 0)

@@ -151,15 +151,16 @@ class PagedKvBatch:
         self._attention.write_kv(self._storage.keys[layer], k, self._slots)
         self._attention.write_kv(self._storage.values[layer], v, self._slots)
 
-    def attend(self, layer: int, q: TensorRef, params: AttentionParams) -> TensorRef:
+    def attend(self, layer: int, q: TensorRef, params: AttentionParams, *, sinks: TensorRef | None = None) -> TensorRef:
         """q `[N, H, D]` -> `[N, H, D]`, causal over each row's own blocks. Pure.  [LM-KV-2]"""
         keys, values = self._storage.keys[layer], self._storage.values[layer]
         _, num_heads, head_dim = q.shape()
+        extra = {} if sinks is None else {"sinks": sinks}
         outputs = []
         for start, batch, new, table, lens in self._groups:
             rows = q if len(self._groups) == 1 else rows_of(q, start, start + batch * new)
             query = rows.reshape((batch, new, num_heads, head_dim))
-            found = self._attention.paged_attention(query, keys, values, table, params, context_lens=lens)
+            found = self._attention.paged_attention(query, keys, values, table, params, context_lens=lens, **extra)
             outputs.append(found.reshape((batch * new, num_heads, head_dim)))
         return outputs[0] if len(outputs) == 1 else self._tensor_ops.concat(outputs, 0)
 

@@ -4,7 +4,7 @@
         weight = checkpoint.read("model.layers.0.self_attn.q_proj.weight")     # float32 [out, in]
 
 Everything that can be wrong with the files is found on opening: afterwards `read` only decodes.
-Clauses: MD-CKPT-1..6 (specs/model_files.md).
+Clauses: MD-CKPT-1..7 (specs/model_files.md).
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from ferrum_ref.errors import InvalidFormatError, InvalidParameterError, NotFoun
 from ferrum_ref.formats.gguf import is_gguf
 from ferrum_ref.kernels.quant import FORMATS, decode
 from ferrum_ref.models.config import DecoderConfig, quoted
-from ferrum_ref.models.tensor_names import EMBEDDING, LM_HEAD, expected_tensors
+from ferrum_ref.models.finite import require_finite
+from ferrum_ref.models.tensor_names import LM_HEAD, embedding_name, expected_tensors
 
 _FLOATS: Final = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
@@ -123,6 +124,14 @@ class Checkpoint:
             np.copyto(out, values, casting="unsafe")
         return out
 
+    def check_finite(self) -> None:
+        """Read every tensor once, as float32.  [MD-CKPT-7]
+
+        Raises InvalidFormatError, naming the first tensor with a NaN or an infinity, its shape and the element.
+        """
+        for name in self.tensors:
+            require_finite(name, self.read(name))
+
     def close(self) -> None:
         """Release the files; arrays already read stay valid."""
         self._store.close()
@@ -198,7 +207,7 @@ def _matched(path: Path, config: DecoderConfig, store: TensorStore) -> dict[str,
         matched[name] = entry
     extra = [name for name in store.entries if name not in matched]
     if extra == [LM_HEAD] and config.tie_word_embeddings:
-        _require_tied(path, store)
+        _require_tied(path, store, embedding_name(config))
     elif extra:
         shown = ", ".join(quoted(name) for name in extra[:3]) + (", ..." if len(extra) > 3 else "")
         raise InvalidFormatError(
@@ -207,13 +216,13 @@ def _matched(path: Path, config: DecoderConfig, store: TensorStore) -> dict[str,
     return matched
 
 
-def _require_tied(path: Path, store: TensorStore) -> None:
+def _require_tied(path: Path, store: TensorStore, embedding: str) -> None:
     """A tied model may store its output matrix once more, if it is the same one."""
-    same = store.entries[LM_HEAD].dtype == store.entries[EMBEDDING].dtype and np.array_equal(
-        store.packed(LM_HEAD), store.packed(EMBEDDING)
+    same = store.entries[LM_HEAD].dtype == store.entries[embedding].dtype and np.array_equal(
+        store.packed(LM_HEAD), store.packed(embedding)
     )
     if not same:
         raise InvalidFormatError(
-            f"open model {path}: tensor {LM_HEAD}: got values that differ from {EMBEDDING}, "
+            f"open model {path}: tensor {LM_HEAD}: got values that differ from {embedding}, "
             "expected the same ones since tie_word_embeddings is true"
         )

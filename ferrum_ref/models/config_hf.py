@@ -1,26 +1,32 @@
-"""config.json of Hugging Face -> DecoderConfig.  Clause: MD-CONFIG-2 (specs/model_files.md)."""
+"""config.json of Hugging Face -> DecoderConfig.  Clauses: MD-CONFIG-2, MD-CONFIG-4 (specs/model_files.md)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
 from ferrum_ref.errors import ConfigError, InvalidFormatError, UnsupportedError
-from ferrum_ref.models.config import DEFAULT_ROPE_THETA, DecoderConfig, quoted
+from ferrum_ref.models.config import FULL, SLIDING, DecoderConfig, quoted
+from ferrum_ref.models.family import Family
 
-# Fields that change the logits in some relative of Llama: name -> the values that leave a Llama as it is.
-_NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
+# Fields that change the logits in some family: name -> the values that leave a Llama as it is. A family reads those it
+# knows; any other of them must be neutral.
+FOREIGN: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
     {
         "add_cross_attention": (None, False),
+        "alibi": (None, False),
         "attention_multiplier": (None,),
         "attn_logit_softcapping": (None,),
         "clip_qkv": (None,),
         "embedding_multiplier": (None, 1),
         "final_logit_softcapping": (None,),
         "is_encoder_decoder": (None, False),
+        "kv_lora_rank": (None,),
         "logit_scale": (None, 1),
         "logits_scaling": (None, 1),
+        "n_routed_experts": (None, 0),
         "no_rope_layers": (None, []),
         "num_experts": (None, 0),
         "num_local_experts": (None, 0),
@@ -29,53 +35,187 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = MappingProxyType(
         "quantization_config": (None,),
         "query_pre_attn_scalar": (None,),
         "residual_multiplier": (None, 1),
+        "rope_interleave": (None, False),
         "rope_interleaved": (None, False),
+        "rope_local_base_freq": (None,),
+        "rotary_emb_base": (None,),
+        "rotary_pct": (None, 1),
+        "scale_attn_by_inverse_layer_idx": (None, False),
+        "scale_attn_weights": (None, True),
         "sliding_window": (None,),
+        "swiglu_limit": (None,),
+        "use_bidirectional_attention": (None, False),
+        "use_parallel_residual": (None, False),
         "use_qk_norm": (None, False),
     }
 )
-_ACTIVATIONS: Final = ("silu", "swish")
-_PLAIN_ROPE: Final = (None, "default")
+ACTIVATIONS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "silu": "silu",
+        "swish": "silu",
+        "gelu": "gelu",
+        "gelu_new": "gelu_tanh",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "gelu_fast": "gelu_tanh",
+        "relu": "relu",
+    }
+)
+_TEXT_INSIDE: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {"gemma3": ("gemma3_text", "Gemma3ForConditionalGeneration")}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HfFields:
+    """The fields of a config.json; an absent one has the family's default."""
+
+    values: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    source: str
+
+    def get(self, field: str, default: Any = None) -> Any:
+        """The value, null included.  Pure."""
+        return self.values[field] if field in self.values else self.defaults.get(field, default)
+
+    def need(self, field: str) -> Any:
+        """The value.  Raises ConfigError for none."""
+        value = self.get(field)
+        if value is None:
+            raise ConfigError(f"{field}: got nothing, expected a value")
+        return value
+
+    def size(self, field: str) -> int:
+        """A count.  Raises ConfigError for none, or something else."""
+        value = self.need(field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(f"{field}: got {quoted(value)}, expected a positive integer")
+        return value
+
+    def flag(self, field: str) -> bool:
+        """true or false; false if there is none.  Raises ConfigError for something else."""
+        value = self.get(field, False)
+        if not isinstance(value, bool):
+            raise ConfigError(f"{field}: got {quoted(value)}, expected true or false")
+        return value
+
+    def number(self, field: str, default: float = 0.0) -> float:
+        """A finite number; `default` for null.  Raises ConfigError for something else."""
+        from ferrum_ref.models.config_fields import finite_number
+
+        value = self.get(field)
+        return default if value is None else finite_number(value, field)
+
+    def activation(self, field: str = "hidden_act") -> str:
+        """The decoder's name of an activation; silu if there is none.  Raises UnsupportedError for another."""
+        value = self.get(field, "silu")
+        if not isinstance(value, str) or value not in ACTIVATIONS:
+            self.refuse(field, value, f"one of {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[value]
+
+    def refuse(self, field: str, value: Any, expected: str) -> None:
+        """Raises UnsupportedError, naming the field."""
+        raise UnsupportedError(f"read {self.source}: {field}: got {quoted(value)}, expected {expected}")
+
+    def head_dim(self) -> int:
+        """`head_dim`, else hidden size / heads.  Raises ConfigError if that is no whole number."""
+        value = self.get("head_dim")
+        if value is not None:
+            return self.size("head_dim")
+        hidden_size, num_heads = self.size("hidden_size"), self.size("num_attention_heads")
+        if hidden_size % num_heads:
+            raise ConfigError(f"hidden_size: got {hidden_size}, expected a multiple of num_attention_heads {num_heads}")
+        return hidden_size // num_heads
+
+    def layer_types(self, otherwise: tuple[str, ...]) -> tuple[str, ...]:
+        """`layer_types` as written, else `otherwise`.  Raises ConfigError for something else than a list."""
+        found = self.get("layer_types")
+        if found is None:
+            return otherwise
+        if not isinstance(found, list):
+            raise ConfigError(f"layer_types: got {quoted(found)}, expected a list")
+        for kind in found:
+            if kind not in (FULL, SLIDING):
+                self.refuse("layer_types", kind, f"{FULL!r} or {SLIDING!r}")
+        return tuple(found)
 
 
 def read_hf_config(config: Mapping[str, Any], source: str) -> DecoderConfig:
     """See DecoderConfig.from_hf."""
     if not isinstance(config, Mapping):
         raise InvalidFormatError(f"read {source}: got {type(config).__name__}, expected a JSON object")
-    _refuse_foreign(config, source)
+    model_type, family, values = _family_of(config, source)
+    fields = HfFields(values, family.defaults, source)
+    _refuse_foreign(fields, family)
     try:
-        return _build(config, source)
+        return DecoderConfig(architecture=model_type, **{**_common(fields), **family.read(fields)})
     except ConfigError as error:
         raise InvalidFormatError(f"read {source}: {error.message}") from None
 
 
-def _build(config: Mapping[str, Any], source: str) -> DecoderConfig:
-    hidden_size, num_heads = _need_size(config, "hidden_size"), _need_size(config, "num_attention_heads")
-    head_dim = config.get("head_dim")
-    if head_dim is None:
-        if hidden_size % num_heads:
-            raise ConfigError(f"hidden_size: got {hidden_size}, expected a multiple of num_attention_heads {num_heads}")
-        head_dim = hidden_size // num_heads
-    num_kv_heads = config.get("num_key_value_heads")
-    return DecoderConfig(
-        vocab_size=_need_size(config, "vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=_need_size(config, "intermediate_size"),
-        num_layers=_need_size(config, "num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_heads if num_kv_heads is None else num_kv_heads,
-        head_dim=head_dim,
-        max_position_embeddings=_need_size(config, "max_position_embeddings"),
-        rms_norm_eps=_need(config, "rms_norm_eps"),
-        rope_theta=_rope_theta(config, source),
-        tie_word_embeddings=_flag(config, "tie_word_embeddings"),
-        attention_bias=_flag(config, "attention_bias"),
-        mlp_bias=_flag(config, "mlp_bias"),
-        eos_token_ids=token_ids(config.get("eos_token_id"), "eos_token_id"),
-        bos_token_id=one_token_id(config.get("bos_token_id"), "bos_token_id"),
-        pad_token_id=one_token_id(config.get("pad_token_id"), "pad_token_id"),
-        dtype=_dtype(config),
-    )
+def _family_of(config: Mapping[str, Any], source: str) -> tuple[str, Family, Mapping[str, Any]]:
+    """model_type, its family, and the fields to read; the text part of a model that has others."""
+    from ferrum_ref.models.family_table import FAMILIES
+
+    names = config.get("architectures") or []
+    if not isinstance(names, list):
+        raise InvalidFormatError(f"read {source}: architectures: got {quoted(names)}, expected a list of names")
+    kind = config.get("model_type") or next((k for k, each in FAMILIES.items() if each.architecture in names), None)
+    if isinstance(kind, str) and kind in _TEXT_INSIDE:
+        inner, whole = _TEXT_INSIDE[kind]
+        if names and whole not in names:
+            raise UnsupportedError(f"read {source}: architectures: got {quoted(names)}, expected [{whole!r}]")
+        text = config.get("text_config")
+        if not isinstance(text, Mapping):
+            raise InvalidFormatError(f"read {source}: text_config: got {quoted(text)}, expected an object")
+        outer = ("tie_word_embeddings", "eos_token_id", "bos_token_id", "pad_token_id", "dtype", "torch_dtype")
+        values = {**{name: config[name] for name in outer if config.get(name) is not None}, **text}
+        return inner, FAMILIES[inner], {**values, "model_type": inner}
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        found = quoted(kind) if kind else f"architectures {quoted(names)}"
+        raise UnsupportedError(f"read {source}: model_type: got {found}, expected one of {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    if names and family.architecture not in names:
+        raise UnsupportedError(f"read {source}: architectures: got {quoted(names)}, expected [{family.architecture!r}]")
+    return kind, family, config
+
+
+def _refuse_foreign(fields: HfFields, family: Family) -> None:
+    """Everything that makes this another model than the decoder computes.  [D-81]"""
+    for field, neutral in FOREIGN.items():
+        value = fields.get(field)
+        if field not in family.knows and value not in neutral:
+            fields.refuse(field, value, " or ".join("absent" if each is None else repr(each) for each in neutral))
+    types = fields.get("layer_types") or []
+    if "layer_types" not in family.knows and (not isinstance(types, list) or any(kind != FULL for kind in types)):
+        fields.refuse("layer_types", types, f"all {FULL!r}")
+
+
+def _common(fields: HfFields) -> dict[str, Any]:
+    """What every family reads alike, under the names that most use; GPT-2's are its own reader's."""
+    return {
+        "vocab_size": fields.size("vocab_size"),
+        "tie_word_embeddings": fields.flag("tie_word_embeddings"),
+        "eos_token_ids": token_ids(fields.get("eos_token_id"), "eos_token_id"),
+        "bos_token_id": one_token_id(fields.get("bos_token_id"), "bos_token_id"),
+        "pad_token_id": one_token_id(fields.get("pad_token_id"), "pad_token_id"),
+        "dtype": _dtype(fields),
+    }
+
+
+def sizes(fields: HfFields, eps: str = "rms_norm_eps") -> dict[str, Any]:
+    """The sizes under the names that all but GPT-2 use.  Raises ConfigError."""
+    num_heads = fields.size("num_attention_heads")
+    num_kv_heads = fields.get("num_key_value_heads")
+    return {
+        "hidden_size": fields.size("hidden_size"),
+        "intermediate_size": fields.size("intermediate_size"),
+        "num_layers": fields.size("num_hidden_layers"),
+        "num_heads": num_heads,
+        "num_kv_heads": num_heads if num_kv_heads is None else num_kv_heads,
+        "head_dim": fields.head_dim(),
+        "max_position_embeddings": fields.size("max_position_embeddings"),
+        "rms_norm_eps": fields.need(eps),
+    }
 
 
 def token_ids(value: Any, field: str) -> tuple[int, ...]:
@@ -93,77 +233,8 @@ def one_token_id(value: Any, field: str) -> int | None:
     return found[0] if found else None
 
 
-def _refuse_foreign(config: Mapping[str, Any], source: str) -> None:
-    """Everything that makes this another model than the decoder computes.  [D-81]"""
-    names = config.get("architectures") or []
-    if not isinstance(names, list):
-        raise InvalidFormatError(f"read {source}: architectures: got {quoted(names)}, expected a list of names")
-    kind = config.get("model_type") or ("llama" if "LlamaForCausalLM" in names else None)
-    if kind != "llama":
-        found = quoted(kind) if kind else f"architectures {quoted(names)}"
-        raise UnsupportedError(f"read {source}: model_type: got {found}, expected 'llama'")
-    if names and "LlamaForCausalLM" not in names:
-        raise UnsupportedError(f"read {source}: architectures: got {quoted(names)}, expected ['LlamaForCausalLM']")
-    for field, neutral in _NEUTRAL.items():
-        if config.get(field) not in neutral:
-            expected = " or ".join("absent" if value is None else repr(value) for value in neutral)
-            raise UnsupportedError(f"read {source}: {field}: got {quoted(config[field])}, expected {expected}")
-    activation = config.get("hidden_act", "silu")
-    if activation not in _ACTIVATIONS:
-        raise UnsupportedError(f"read {source}: hidden_act: got {quoted(activation)}, expected 'silu'")
-    layers = config.get("layer_types") or []
-    if not isinstance(layers, list) or any(layer != "full_attention" for layer in layers):
-        raise UnsupportedError(f"read {source}: layer_types: got {quoted(layers)}, expected all 'full_attention'")
-
-
-def _rope_theta(config: Mapping[str, Any], source: str) -> Any:
-    """theta from `rope_parameters` (transformers 5) or the top level (4); any scaling is refused by its name."""
-    bases: dict[str, Any] = {}
-    if config.get("rope_theta") is not None:
-        bases["rope_theta"] = config["rope_theta"]
-    for field in ("rope_parameters", "rope_scaling"):
-        rope = config.get(field)
-        if rope is None:
-            continue
-        if not isinstance(rope, Mapping):
-            raise ConfigError(f"{field}: got {quoted(rope)}, expected an object or null")
-        kind = rope.get("rope_type", rope.get("type"))
-        if kind not in _PLAIN_ROPE or any(isinstance(value, Mapping) for value in rope.values()):
-            found = kind if kind not in _PLAIN_ROPE else "one set per layer type"
-            raise UnsupportedError(f"read {source}: {field}: got {quoted(found)}, expected 'default' or absent")
-        if rope.get("partial_rotary_factor") not in (None, 1):
-            found = rope["partial_rotary_factor"]
-            raise UnsupportedError(f"read {source}: {field}.partial_rotary_factor: got {quoted(found)}, expected 1")
-        if rope.get("rope_theta") is not None:
-            bases[f"{field}.rope_theta"] = rope["rope_theta"]
-    found_bases = list(bases.values())
-    if any(base != found_bases[0] for base in found_bases[1:]):
-        raise ConfigError(f"rope_theta: got {quoted(bases)}, expected one value")
-    return found_bases[0] if found_bases else DEFAULT_ROPE_THETA
-
-
-def _need(config: Mapping[str, Any], field: str) -> Any:
-    if config.get(field) is None:
-        raise ConfigError(f"{field}: got nothing, expected a value")
-    return config[field]
-
-
-def _need_size(config: Mapping[str, Any], field: str) -> int:
-    value = _need(config, field)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{field}: got {quoted(value)}, expected a positive integer")
-    return value
-
-
-def _flag(config: Mapping[str, Any], field: str) -> bool:
-    value = config.get(field, False)
-    if not isinstance(value, bool):
-        raise ConfigError(f"{field}: got {quoted(value)}, expected true or false")
-    return value
-
-
-def _dtype(config: Mapping[str, Any]) -> str | None:
-    value = config.get("dtype", config.get("torch_dtype"))
+def _dtype(fields: HfFields) -> str | None:
+    value = fields.get("dtype", fields.get("torch_dtype"))
     if value is not None and not isinstance(value, str):
         raise ConfigError(f"dtype: got {quoted(value)}, expected a name such as 'bfloat16'")
     return value

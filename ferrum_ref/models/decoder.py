@@ -1,39 +1,48 @@
-"""The Llama-family decoder, written once over KernelOps and TensorOps: any ComputeBackend runs it.
+"""The decoder, written once over KernelOps and TensorOps: any ComputeBackend runs it.
 
     h_0 = embedding[ids]
-    a_l = h_l + W_o attention(rope(q), rope(k), v),     [q; k; v] = W_qkv rms_norm(h_l)
-    h_(l+1) = a_l + W_down (silu(gate) * up),           [gate; up] = W_gate_up rms_norm(a_l)
-    logits = W_head rms_norm(h_L)
+    a_l = h_l + attention_l(norm(h_l)),     h_(l+1) = a_l + feed_forward_l(norm(a_l))
+    logits = W_head norm(h_L)
 
+What the parts are, and what a family adds to this, its `DecoderConfig` says; `decoder_attention` and
+`decoder_feed_forward` hold the dense parts.
 Source: Touvron et al. 2023 (Llama), section 2.2; grouped queries: Ainslie et al. 2023.
-Clauses: LM-FORWARD-1..6 (specs/llm.md).
+Clauses: LM-FORWARD-1..8, LM-LAYER-1..4 (specs/llm.md).
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ferrum_ref.errors import InvalidParameterError, ResourceExhaustedError, ShapeError, UnsupportedError
 from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.interfaces.forward import ForwardBatch, Ints, Observer
-from ferrum_ref.interfaces.kernel_ops import (
-    ActivationOps,
-    AttentionParams,
-    KernelOps,
-    LinearOps,
-    NormOps,
-    PositionOps,
-)
 from ferrum_ref.interfaces.kv_storage import KvBatch
 from ferrum_ref.interfaces.tensor import TensorRef
 from ferrum_ref.models.config import DecoderConfig
-from ferrum_ref.models.decoder_rope import rope_tables
+from ferrum_ref.models.decoder_attention import DenseAttention
+from ferrum_ref.models.decoder_feed_forward import GatedFeedForward, PlainFeedForward
+from ferrum_ref.models.decoder_ops import DecoderOps, LayerNorm, Norm, RmsNorm, Tables, rope_by_type
+from ferrum_ref.models.decoder_parts import Attention, FeedForward, See
 from ferrum_ref.models.decoder_weights import DecoderWeights, LayerWeights
+from ferrum_ref.models.matrix import matrix_rows
+from ferrum_ref.models.rope_config import RopeSettings
+from ferrum_ref.models.tensor_names import family_of
 from ferrum_ref.types.devices import DataType, Device
 
-Part = TypeVar("Part")
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One layer's parts; the norms after a part are None where there are none."""
+
+    attention_norm: Norm
+    attention: Attention
+    attention_post_norm: Norm | None
+    ffn_norm: Norm
+    feed_forward: FeedForward
+    ffn_post_norm: Norm | None
 
 
 class Decoder:
@@ -49,23 +58,14 @@ class Decoder:
         self.config = config
         self.weights = weights
         self.backend = backend
-        self.max_tokens = min(max_tokens or config.max_position_embeddings, config.max_position_embeddings)
-        kernels = backend.kernel_ops() or _NoKernels()
-        self._norm: NormOps = _required(kernels.norm_ops(), "norm", backend)
-        self._position: PositionOps = _required(kernels.position_ops(), "rotary", backend)
-        self._activation: ActivationOps = _required(kernels.activation_ops(), "activation", backend)
-        self._linear: LinearOps = _required(kernels.linear_ops(), "linear", backend)
-        self._tensor_ops = backend.tensor_ops()
-        self._attention = AttentionParams(
-            num_heads=config.num_heads,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            softmax_scale=config.head_dim**-0.5,
-            causal=True,
-        )
-        factory = backend.tensor_factory()
-        cos, sin = rope_tables(config.head_dim, self.max_tokens, config.rope_theta)
-        self._cos, self._sin = (factory.from_numpy(table).to_dtype(self.dtype) for table in (cos, sin))
+        self.max_tokens = min(max_tokens or config.context_tokens, config.context_tokens)
+        known = config if config.rope is None else replace(config, rope=config.rope.with_stored(weights.rope_factors))
+        self._ops = DecoderOps(backend, self.dtype, known, self.max_tokens)
+        self._growing = _growing(known)
+        self._layers = [self._build(known, index, each) for index, each in enumerate(weights.layers)]
+        self._final_norm = self._normed_by(weights.final_norm, weights.final_norm_bias)
+        scale = config.embedding_scale
+        self._embedding_scale = None if scale == 1.0 else self._ops.constant(scale)
 
     @property
     def dtype(self) -> DataType:
@@ -80,7 +80,7 @@ class Decoder:
     def forward(
         self, batch: ForwardBatch, kv: KvBatch, observe: Observer | None = None, *, inputs: TensorRef | None = None
     ) -> TensorRef:
-        """Logits `[R, V]` of batch.logit_rows, in that order. Appends the batch's K/V to `kv`.  [LM-FORWARD-1..6]
+        """Logits `[R, V]` of batch.logit_rows, in that order. Appends the batch's K/V to `kv`.  [LM-FORWARD-1..8]
 
         `observe(name, tensor)` sees every intermediate: "embedding"; per layer "layers.3.attention_norm", ".qkv",
         ".attention", ".after_attention", ".ffn_norm", ".gated", ".hidden"; at the end "final_norm" and "logits". All
@@ -91,30 +91,89 @@ class Decoder:
         """
         self.check(batch)
         see = observe or _ignore
-        last = len(self.weights.layers) - 1
+        last = len(self._layers) - 1
         residual = self.embed(batch.token_ids) if inputs is None else self._checked(inputs, batch)
+        if self.weights.positions is not None:
+            at = self._ops.linear.embedding(self.weights.positions, batch.positions)
+            residual = self._ops.tensor.add(residual, at)
         see("embedding", residual)
-        normed = self._norm.rms_norm(residual, self.weights.layers[0].attention_norm, self.config.rms_norm_eps)
-        for index, layer in enumerate(self.weights.layers):
+        rows = self._row_tables(batch)
+        normed = self._layers[0].attention_norm(residual)
+        for index, layer in enumerate(self._layers):
             see(f"layers.{index}.attention_norm", normed)
-            attended = self._attend(index, layer, normed, batch.positions, kv, see)
+            watch = _ignore if observe is None else _prefixed(observe, index)
+            if rows is None or not isinstance(layer.attention, DenseAttention):
+                attended = layer.attention.attend(normed, batch.positions, kv, index, watch)
+            else:
+                attended = layer.attention.attend(normed, batch.positions, kv, index, watch, rows)
             if index == last:
                 attended, residual = self._wanted(attended, batch), self._wanted(residual, batch)
-            projected = self._project(attended, layer.output, layer.output_bias)
-            normed, residual = self._add_and_norm(projected, residual, layer.ffn_norm)
+            update = layer.attention.project(attended)
+            if layer.attention_post_norm is not None:
+                update = layer.attention_post_norm(update)
+            if self.config.parallel_residual:
+                normed, residual = layer.ffn_norm(residual), self._ops.tensor.add(update, residual)
+            else:
+                normed, residual = layer.ffn_norm.after_add(update, residual)
             see(f"layers.{index}.after_attention", residual)
-            update = self._feed_forward(index, layer, normed, see)
-            following = self.weights.final_norm if index == last else self.weights.layers[index + 1].attention_norm
-            normed, residual = self._add_and_norm(update, residual, following)
+            see(f"layers.{index}.ffn_norm", normed)
+            update = layer.feed_forward(normed, watch)
+            if layer.ffn_post_norm is not None:
+                update = layer.ffn_post_norm(update)
+            following = self._final_norm if index == last else self._layers[index + 1].attention_norm
+            normed, residual = following.after_add(update, residual)
             see(f"layers.{index}.hidden", residual)
         see("final_norm", normed)
-        logits = self._linear.linear(normed, self.weights.lm_head)
+        logits = self._ops.project(normed, self.weights.lm_head, None)
+        if self.config.final_softcap:
+            logits = self._ops.capped(logits, self.config.final_softcap)
         see("logits", logits)
         return logits
 
     def embed(self, token_ids: Ints) -> TensorRef:
-        """What the first layer gets for these ids: `[N, E]`. Pure.  [LM-FORWARD-6]"""
-        return self._linear.embedding(self.weights.embedding, token_ids)
+        """What the first layer gets for these ids, but for learned positions: `[N, E]`. Pure.  [LM-FORWARD-6]"""
+        rows = matrix_rows(self._ops.linear, self.weights.embedding, token_ids)
+        return rows if self._embedding_scale is None else self._ops.tensor.mul(rows, self._embedding_scale)
+
+    def _build(self, config: DecoderConfig, index: int, weights: LayerWeights) -> Layer:
+        family = family_of(config)
+        attention, feed_forward = family.attention(config, index), family.feed_forward(config, index)
+        if attention is not None and self._growing is not None:
+            raise UnsupportedError(
+                f"Decoder: rope_type {self._growing.kind!r} with the attention of {config.architecture!r}: its tables"
+                " would depend on the sequence's length, which that attention does not know"
+            )
+        dense = GatedFeedForward if config.gated else PlainFeedForward
+        post, ffn_post = weights.attention_post_norm, weights.ffn_post_norm
+        return Layer(
+            attention_norm=self._normed_by(weights.attention_norm, weights.attention_norm_bias),
+            attention=DenseAttention(self._ops, config, index, weights)
+            if attention is None
+            else attention.build(self._ops, config, index, weights.attention_part),
+            attention_post_norm=None if post is None else self._normed_by(post, None),
+            ffn_norm=self._normed_by(weights.ffn_norm, weights.ffn_norm_bias),
+            feed_forward=dense(self._ops, config, weights)
+            if feed_forward is None
+            else feed_forward.build(self._ops, config, index, weights.feed_forward_part),
+            ffn_post_norm=None if ffn_post is None else self._normed_by(ffn_post, None),
+        )
+
+    def _normed_by(self, weight: TensorRef, bias: TensorRef | None) -> Norm:
+        if self.config.norm == "layer":
+            return LayerNorm(self._ops, weight, bias, self.config.rms_norm_eps)
+        return RmsNorm(self._ops, weight, self.config.rms_norm_eps)
+
+    def _row_tables(self, batch: ForwardBatch) -> Tables | None:
+        """Rotary tables by row, where a sequence of the batch has outgrown those by position.  [LM-ROPE-5, LM-ROPE-8]
+
+        A sequence's length is that after this forward.
+        """
+        rope = self._growing
+        if rope is None or batch.positions.max() < rope.original_positions:
+            return None
+        ends = np.cumsum(batch.lengths)
+        lengths = np.repeat(batch.positions[ends - 1] + 1, batch.lengths)
+        return self._ops.row_tables(rope, batch.positions, lengths)
 
     def _checked(self, inputs: TensorRef, batch: ForwardBatch) -> TensorRef:
         """Raises ShapeError unless there is one row `[E]` for each token."""
@@ -123,48 +182,12 @@ class Decoder:
             raise ShapeError(f"Decoder.forward: inputs of shape {inputs.shape()}, expected {expected}")
         return inputs
 
-    def _attend(
-        self, index: int, layer: LayerWeights, normed: TensorRef, positions: Ints, kv: KvBatch, see: Observer
-    ) -> TensorRef:
-        """Project, rotate, store K/V, attend: `[N, E]` -> `[N, H*D]`."""
-        heads, kv_heads, head_dim = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
-        num_rows = len(positions)
-        qkv = self._project(normed, layer.qkv, layer.qkv_bias)
-        see(f"layers.{index}.qkv", qkv)
-        by_head = qkv.reshape((1, num_rows, heads + 2 * kv_heads, head_dim))
-        turned_heads = by_head.view((0, 0, 0, 0), (1, num_rows, heads + kv_heads, head_dim))
-        turned = self._position.rotary_embedding(turned_heads, self._cos, self._sin, positions)
-        turned = turned.reshape((num_rows, heads + kv_heads, head_dim))
-        by_head = by_head.reshape((num_rows, heads + 2 * kv_heads, head_dim))
-        kv.append(index, _heads(turned, heads, kv_heads), _heads(by_head, heads + kv_heads, kv_heads))
-        attended = kv.attend(index, _heads(turned, 0, heads), self._attention)
-        attended = attended.reshape((num_rows, heads * head_dim))
-        see(f"layers.{index}.attention", attended)
-        return attended
-
-    def _feed_forward(self, index: int, layer: LayerWeights, normed: TensorRef, see: Observer) -> TensorRef:
-        """The gated feed-forward: `[R, E]` -> `[R, E]`."""
-        see(f"layers.{index}.ffn_norm", normed)
-        both = self._project(normed, layer.gate_up, layer.gate_up_bias)
-        num_rows, double = both.shape()
-        gate, up = both.view((0, 0), (num_rows, double // 2)), both.view((0, double // 2), (num_rows, double))
-        gated = self._activation.silu_mul(gate, up)
-        see(f"layers.{index}.gated", gated)
-        return self._project(gated, layer.down, layer.down_bias)
-
-    def _project(self, x: TensorRef, weight: TensorRef, bias: TensorRef | None) -> TensorRef:
-        y = self._linear.linear(x, weight)
-        return y if bias is None else self._tensor_ops.add(y, bias)
-
-    def _add_and_norm(self, update: TensorRef, residual: TensorRef, weight: TensorRef) -> tuple[TensorRef, TensorRef]:
-        return self._norm.rms_norm_residual(update, residual, weight, self.config.rms_norm_eps)
-
     def _wanted(self, tensor: TensorRef, batch: ForwardBatch) -> TensorRef:
         """The rows of `[N, ...]` whose logits are wanted: the rest of the last layer needs no others."""
         rows = batch.logit_rows
         if len(rows) == batch.num_tokens and np.array_equal(rows, np.arange(batch.num_tokens)):
             return tensor
-        return self._linear.embedding(tensor, rows)
+        return self._ops.linear.embedding(tensor, rows)
 
     def check(self, batch: ForwardBatch) -> None:
         """What `forward` refuses before it does anything.  [LM-FORWARD-4]
@@ -186,25 +209,23 @@ class Decoder:
             )
 
 
-def _heads(tensor: TensorRef, first: int, count: int) -> TensorRef:
-    """Heads [first, first + count) of `[N, heads, D]`. Pure."""
-    num_rows, _, head_dim = tensor.shape()
-    return tensor.view((0, first, 0), (num_rows, first + count, head_dim))
+def _growing(config: DecoderConfig) -> RopeSettings | None:
+    """The settings whose tables depend on a sequence's length.  Raises UnsupportedError where only some layers' do."""
+    ropes = list(rope_by_type(config).values())
+    found = [rope for rope in ropes if rope.grows]
+    if found and any(rope != found[0] for rope in ropes):
+        raise UnsupportedError(f"Decoder: rope_type {found[0].kind!r} of some layers only, expected it of all or none")
+    return found[0] if found else None
+
+
+def _prefixed(observe: Observer, layer: int) -> See:
+    """Shows a part's intermediates under the layer's name."""
+
+    def see(name: str, tensor: TensorRef) -> None:
+        observe(f"layers.{layer}.{name}", tensor)
+
+    return see
 
 
 def _ignore(_name: str, _tensor: TensorRef) -> None:
     """Nobody watches."""
-
-
-class _NoKernels(KernelOps):
-    """Stands for a backend without fused kernels."""
-
-    def backend_name(self) -> str:
-        return "none"
-
-
-def _required(part: Part | None, kind: str, backend: ComputeBackend) -> Part:
-    """The part itself.  Raises UnsupportedError if the backend has none."""
-    if part is None:
-        raise UnsupportedError(f"Decoder: backend {backend.name()!r} offers no {kind} kernels; choose another backend")
-    return part

@@ -43,7 +43,7 @@ class EncoderOps:
         if attention is None or linear is None:
             lacking = "linear" if linear is None else "attention"
             raise UnsupportedError(f"{owner}: backend {backend.name()!r} offers no {lacking} kernels; choose another")
-        self._attention: AttentionOps = attention
+        self.attention: AttentionOps = attention
         self._linear: LinearOps = linear
         self.tensor: TensorOps = backend.tensor_ops()
 
@@ -78,7 +78,7 @@ class EncoderOps:
                 rows.view((0, 0, first, 0), (count, length, first + num_heads, head_dim))
                 for first in (0, num_heads, 2 * num_heads)
             )
-            attended = self._attention.attention(q, k, v, params)
+            attended = self.attention.attention(q, k, v, params)
             parts.append(attended.reshape((count * length, num_heads * head_dim)))
         return parts[0] if len(parts) == 1 else self.tensor.concat(parts, 0)
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.interfaces.tensor import TensorRef
 from ferrum_ref.models.encoder_ops import Affine, Norm
-from ferrum_ref.models.tensor_directory import TensorDirectory
 
 Shapes: TypeAlias = Iterator[tuple[str, tuple[int, ...]]]
+
+
+class TensorSource(Protocol):
+    """Tensors by canonical name, rounded once to a float `dtype`, wherever they lie."""
+
+    def read(self, name: str, dtype: Any = ..., /) -> NDArray[Any]: ...
 
 
 def affine_shapes(parts: Mapping[str, tuple[int, ...]]) -> Shapes:
@@ -23,9 +29,9 @@ def affine_shapes(parts: Mapping[str, tuple[int, ...]]) -> Shapes:
 
 
 class AffineReader:
-    """Projections and norms out of a directory of tensors, on a backend."""
+    """Projections and norms out of named tensors, on a backend."""
 
-    def __init__(self, tensors: TensorDirectory, backend: ComputeBackend, element: Any, eps: float) -> None:
+    def __init__(self, tensors: TensorSource, backend: ComputeBackend, element: Any, eps: float) -> None:
         self._tensors = tensors
         self._factory = backend.tensor_factory()
         self._element = element

@@ -4,7 +4,8 @@
     model.safetensors                     or
     model.safetensors.index.json  {"weight_map": {tensor: file}}  with model-00001-of-0000N.safetensors ...
 
-Clauses: MD-DIR-1..4 (specs/model_files.md).
+Quantised weights (`quantization_config`) come out as matrices under their canonical names: see quantized_store.
+Clauses: MD-DIR-1..4, MD-HFQ-1 (specs/model_files.md).
 """
 
 from __future__ import annotations
@@ -21,9 +22,15 @@ from numpy.typing import NDArray
 from ferrum_ref.errors import ConfigError, InvalidFormatError, NotFoundError
 from ferrum_ref.formats.json_file import read_json_object
 from ferrum_ref.formats.safetensors import SafetensorsFile
-from ferrum_ref.models.checkpoint import Checkpoint, GenerationDefaults, TensorEntry
+from ferrum_ref.kernels.quant import FORMATS
+from ferrum_ref.kernels.quant_matrix import QuantMatrix, RowMatrix
+from ferrum_ref.models.checkpoint import GenerationDefaults, TensorEntry
 from ferrum_ref.models.config import DecoderConfig, quoted
 from ferrum_ref.models.config_hf import one_token_id, token_ids
+from ferrum_ref.models.packed_checkpoint import PackedCheckpoint
+from ferrum_ref.models.quantized_config import quantization_settings
+from ferrum_ref.models.quantized_store import QuantizedStore
+from ferrum_ref.models.tensor_names import family_of
 
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
@@ -61,18 +68,35 @@ class SafetensorsStore:
     def packed(self, name: str) -> NDArray[np.uint8]:
         return self._owners[name].packed(name)
 
+    def matrix(self, name: str) -> QuantMatrix | None:
+        """A matrix of plain numbers as rows of its file; None for another rank or element type."""
+        entry = self.entries[name]
+        if len(entry.shape) != 2 or entry.dtype not in FORMATS:
+            return None
+        return RowMatrix(self.packed(name), entry.dtype)
+
+    def release(self, name: str) -> None:
+        """Let the tensor's pages leave resident memory.  [MD-PACK-5]"""
+        self._owners[name].release(name)
+
     def close(self) -> None:
         for file in self._files:
             file.close()
 
 
-def open_hf_checkpoint(directory: Path) -> Checkpoint:
-    """See open_checkpoint.  [MD-DIR-1..4]"""
-    config = DecoderConfig.from_hf(read_json_object(directory / "config.json"), source=str(directory / "config.json"))
+def open_hf_checkpoint(directory: Path) -> PackedCheckpoint:
+    """See open_checkpoint.  [MD-DIR-1..4, MD-HFQ-1]"""
+    source = directory / "config.json"
+    given = read_json_object(source)
+    settings = quantization_settings(given, str(source))
+    plain = {key: value for key, value in given.items() if key != "quantization_config"}
+    config = DecoderConfig.from_hf(plain, source=str(source))
     generation = _generation(directory, config)
-    store = open_safetensors(directory)
+    store: SafetensorsStore | QuantizedStore = open_safetensors(directory)
     try:
-        return Checkpoint(directory, config, store, generation)
+        if settings is not None and isinstance(store, SafetensorsStore):
+            store = QuantizedStore(store, settings, str(directory))
+        return PackedCheckpoint(directory, config, family_of(config).store(store, config), generation, settings)
     except BaseException:
         store.close()
         raise

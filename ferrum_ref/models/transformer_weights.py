@@ -17,6 +17,7 @@ from ferrum_ref.models.config import DecoderConfig
 from ferrum_ref.models.decoder import Decoder
 from ferrum_ref.models.decoder_rope import rope_tables
 from ferrum_ref.models.decoder_weights import DecoderWeights, LayerWeights, element_type, read_decoder_weights
+from ferrum_ref.models.matrix import PackedWeight, Weight
 from ferrum_ref.types.devices import DataType
 from ferrum_ref.types.parity_mode import ParityMode
 
@@ -59,11 +60,12 @@ class DecoderTransformerWeights(TransformerWeights):
         """`max_tokens` bounds the context (default: the model's own); `qk_norms`: none, or one for each layer.
 
         Under UPSTREAM there are no biases, whatever the model has (D-22).
-        Raises InvalidParameterError for another number of norms or layers; UnsupportedError for scaled positions.
+        Raises InvalidParameterError for another number of norms or layers; UnsupportedError, naming the fields, for a
+        decoder that computes more than this interface can say.
         """
         _check(config, weights, qk_norms)
         self._weights = weights
-        self._qk_norms = qk_norms
+        self._qk_norms = qk_norms or _own_norms(weights)
         self._has_biases = parity_mode is ParityMode.REFERENCE
         max_seq_len = min(max_tokens or config.max_position_embeddings, config.max_position_embeddings)
         self._config = TransformerConfig(
@@ -76,7 +78,7 @@ class DecoderTransformerWeights(TransformerWeights):
             vocab_size=config.vocab_size,
             max_seq_len=max_seq_len,
             rms_norm_eps=config.rms_norm_eps,
-            has_qk_norm=bool(qk_norms),
+            has_qk_norm=bool(self._qk_norms),
         )
         factory, dtype = backend.tensor_factory(), weights.embedding.dtype()
         tables = rope_tables(config.head_dim, max_seq_len, config.rope_theta)
@@ -101,19 +103,20 @@ class DecoderTransformerWeights(TransformerWeights):
         Raises what `read_decoder_weights` raises.
         """
         weights = read_decoder_weights(source, backend, dtype)
-        return cls(source.config, weights, backend, max_tokens=max_tokens, qk_norms=_read_norms(source, backend, dtype))
+        norms = () if source.config.qk_norm else _read_norms(source, backend, dtype)
+        return cls(source.config, weights, backend, max_tokens=max_tokens, qk_norms=norms)
 
     def config(self) -> TransformerConfig:
         return self._config
 
     def embed_weight(self) -> TensorRef:
-        return self._weights.embedding
+        return _dense("embed_weight", self._weights.embedding)
 
     def layer_input_norm_weight(self, layer: int) -> TensorRef:
         return self._layer("layer_input_norm_weight", layer).attention_norm
 
     def layer_qkv_weight(self, layer: int) -> TensorRef:
-        return self._layer("layer_qkv_weight", layer).qkv
+        return _dense("layer_qkv_weight", self._layer("layer_qkv_weight", layer).qkv)
 
     def layer_q_norm_weight(self, layer: int) -> TensorRef | None:
         self._layer("layer_q_norm_weight", layer)
@@ -124,22 +127,22 @@ class DecoderTransformerWeights(TransformerWeights):
         return self._qk_norms[layer].key if self._qk_norms else None
 
     def layer_o_weight(self, layer: int) -> TensorRef:
-        return self._layer("layer_o_weight", layer).output
+        return _dense("layer_o_weight", self._layer("layer_o_weight", layer).output)
 
     def layer_post_norm_weight(self, layer: int) -> TensorRef:
         return self._layer("layer_post_norm_weight", layer).ffn_norm
 
     def layer_gate_up_weight(self, layer: int) -> TensorRef:
-        return self._layer("layer_gate_up_weight", layer).gate_up
+        return _dense("layer_gate_up_weight", self._layer("layer_gate_up_weight", layer).gate_up)
 
     def layer_down_weight(self, layer: int) -> TensorRef:
-        return self._layer("layer_down_weight", layer).down
+        return _dense("layer_down_weight", self._layer("layer_down_weight", layer).down)
 
     def final_norm_weight(self) -> TensorRef:
         return self._weights.final_norm
 
     def lm_head_weight(self) -> TensorRef:
-        return self._weights.lm_head
+        return _dense("lm_head_weight", self._weights.lm_head)
 
     def rope_cos(self) -> TensorRef:
         return self._cos
@@ -176,11 +179,27 @@ def _check(config: DecoderConfig, weights: DecoderWeights, qk_norms: tuple[QkNor
             f"DecoderTransformerWeights: got {len(weights.layers)} layers and {len(qk_norms)} q/k norms, "
             f"expected {config.num_layers} layers and no norms or as many"
         )
+    beyond = [name for name in config.beyond_llama() if name != "qk_norm"]
     if config.rope_scaling is not None:
+        beyond.append("rope_scaling")
+    if beyond:
         raise UnsupportedError(
-            "DecoderTransformerWeights: rope_scaling: the tables here are those of plain rotary positions; "
-            "run this model through the decoder"
+            f"DecoderTransformerWeights: {config.architecture!r} with {', '.join(beyond)}: these weights are those of "
+            "a plain gated decoder with rotary positions; run this model through the decoder"
         )
+
+
+def _own_norms(weights: DecoderWeights) -> tuple[QkNorms, ...]:
+    """Those that the decoder itself runs with."""
+    found = [(layer.q_norm, layer.k_norm) for layer in weights.layers]
+    return tuple(QkNorms(query, key) for query, key in found if query is not None and key is not None)
+
+
+def _dense(operation: str, weight: Weight | None) -> TensorRef:
+    """Raises UnsupportedError for a matrix that is packed, or not there."""
+    if weight is None or isinstance(weight, PackedWeight):
+        raise UnsupportedError(f"{operation}: got a packed matrix or none, expected a dense one; read the model dense")
+    return weight
 
 
 def _read_norms(source: NamedTensors, backend: ComputeBackend, dtype: DataType) -> tuple[QkNorms, ...]:

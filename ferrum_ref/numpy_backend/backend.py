@@ -20,10 +20,13 @@ from ferrum_ref.interfaces.kernel_ops import (
     PositionOps,
     SamplingOps,
 )
-from ferrum_ref.interfaces.tensor import TensorFactory, TensorOps
+from ferrum_ref.interfaces.tensor import AsyncTensorOps, TensorBatchOps, TensorFactory, TensorOps
+from ferrum_ref.numpy_backend.async_ops import NumpyAsyncTensorOps
+from ferrum_ref.numpy_backend.batch import NumpyTensorBatchOps
 from ferrum_ref.numpy_backend.factory import NumpyTensorFactory
 from ferrum_ref.numpy_backend.kernel_ops import NumpyKernelOps
 from ferrum_ref.numpy_backend.ledger import Ledger, counted, guarded
+from ferrum_ref.numpy_backend.quantized import KINDS
 from ferrum_ref.numpy_backend.tensor_ops import NumpyTensorOps
 from ferrum_ref.types.algorithm import Algorithm
 from ferrum_ref.types.devices import DataType, Device
@@ -44,6 +47,7 @@ class NumpyBackend(ComputeBackend):
         self._kernel_ops = CountedKernelOps(NumpyKernelOps(), self._ledger)
         self._memory: NumpyMemoryManager | None = None
         self._kernels: NumpyKernelExecutor | None = None
+        self._async_ops: NumpyAsyncTensorOps | None = None
         self._config: BackendConfig | None = None
         self._initialized = False
         self._lock = threading.Lock()
@@ -71,12 +75,25 @@ class NumpyBackend(ComputeBackend):
             memory_alignment=16,
             supports_custom_kernels=True,
             supports_cuda_graphs=False,
-            extra_capabilities={"accumulation": "fp32", "fp8": "e4m3fn"},
+            extra_capabilities={"accumulation": "fp32", "fp8": "e4m3fn", "quantized_linear": list(KINDS)},
         )
 
     def tensor_ops(self) -> TensorOps:
         self._ledger.check_open("tensor_ops")
         return self._tensor_ops
+
+    def tensor_batch_ops(self) -> TensorBatchOps:
+        """Operations over lists of tensors (extension).  [BK-NUMPY-11]"""
+        self._ledger.check_open("tensor_batch_ops")
+        return NumpyTensorBatchOps(self._tensor_ops)
+
+    def async_tensor_ops(self) -> AsyncTensorOps:
+        """Operations to be awaited, on a thread of their own until `shutdown` (extension).  [BK-NUMPY-11]"""
+        self._ledger.check_open("async_tensor_ops")
+        with self._lock:
+            if self._async_ops is None:
+                self._async_ops = NumpyAsyncTensorOps()
+            return self._async_ops
 
     def tensor_factory(self) -> TensorFactory:
         self._ledger.check_open("tensor_factory")
@@ -161,8 +178,11 @@ class NumpyBackend(ComputeBackend):
         """Stop kernels, drop the arena, refuse everything from now on; also what was handed out before."""
         with self._lock:
             kernels, self._kernels, self._memory = self._kernels, None, None
+            awaited, self._async_ops = self._async_ops, None
             self._ledger.is_open = False
             self._initialized = False
+        if awaited is not None:
+            awaited.close()
         if kernels is not None:
             await kernels.close()
 

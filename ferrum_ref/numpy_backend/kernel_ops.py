@@ -24,9 +24,10 @@ from ferrum_ref.kernels.attention import attention, paged_attention
 from ferrum_ref.kernels.cache import write_kv
 from ferrum_ref.kernels.linear import embedding, linear
 from ferrum_ref.kernels.norm import rms_norm, rms_norm_residual
-from ferrum_ref.kernels.quantized_linear import quantized_linear
+from ferrum_ref.kernels.quantized_linear import packed_linear, quantized_linear
 from ferrum_ref.kernels.rope import rotary_embedding
 from ferrum_ref.kernels.sampling import argmax, sample_token
+from ferrum_ref.numpy_backend.quantized import matrix_of
 from ferrum_ref.numpy_backend.tensor import NumpyTensor, PackedTensor, array_of, wrap
 from ferrum_ref.types.algorithm import Algorithm
 from ferrum_ref.types.parity_mode import ParityMode
@@ -62,12 +63,17 @@ class NumpyPositionOps(PositionOps):
 
 
 class NumpyAttentionOps(AttentionOps):
-    """UPSTREAM: `attention` scales by 1/sqrt(D) and has no window, as upstream's CUDA kernel (D-52).  [KN-ATTN-9]"""
+    """UPSTREAM: `attention` scales by 1/sqrt(D) and has no window, as upstream's CUDA kernel (D-52).  [KN-ATTN-9]
+
+    Upstream knows neither score caps nor sinks: under UPSTREAM they are refused.  [KN-ATTN-12]
+    """
 
     def __init__(self, parity_mode: ParityMode = ParityMode.REFERENCE) -> None:
         self._parity_mode = parity_mode
 
-    def attention(self, q: TensorRef, k: TensorRef, v: TensorRef, params: AttentionParams) -> TensorRef:
+    def attention(
+        self, q: TensorRef, k: TensorRef, v: TensorRef, params: AttentionParams, *, sinks: TensorRef | None = None
+    ) -> TensorRef:
         x, keys, values = array_of("attention", q), array_of("attention", k), array_of("attention", v)
         _check_heads("attention", params, x.shape, keys.shape)
         scale, window = params.softmax_scale, params.sliding_window
@@ -77,8 +83,13 @@ class NumpyAttentionOps(AttentionOps):
                     f"attention: parity_mode UPSTREAM with head_dim={params.head_dim}, expected at most "
                     f"{UPSTREAM_HEAD_DIM}; upstream's kernel has no defined result beyond"
                 )
+            if params.logit_softcap or sinks is not None:
+                raise UnsupportedError(
+                    "attention: parity_mode UPSTREAM with logit_softcap or sinks, expected neither; upstream has none"
+                )
             scale, window = 1.0 / math.sqrt(params.head_dim), 0
-        return NumpyTensor(attention(x, keys, values, scale, params.causal, window))
+        cap, extra = params.logit_softcap, None if sinks is None else array_of("attention", sinks)
+        return NumpyTensor(attention(x, keys, values, scale, params.causal, window, softcap=cap, sinks=extra))
 
     def paged_attention(
         self,
@@ -89,12 +100,16 @@ class NumpyAttentionOps(AttentionOps):
         params: AttentionParams,
         *,
         context_lens: Ints | None = None,
+        sinks: TensorRef | None = None,
     ) -> TensorRef:
         name = "paged_attention"
         x, keys, values = array_of(name, q), array_of(name, k_cache), array_of(name, v_cache)
         _check_heads(name, params, x.shape, keys.shape)
         scale, causal, window = params.softmax_scale, params.causal, params.sliding_window
-        return NumpyTensor(paged_attention(x, keys, values, block_table, context_lens, scale, causal, window))
+        cap, extra = params.logit_softcap, None if sinks is None else array_of(name, sinks)
+        return NumpyTensor(
+            paged_attention(x, keys, values, block_table, context_lens, scale, causal, window, softcap=cap, sinks=extra)
+        )
 
     def write_kv(self, cache: TensorRef, rows: TensorRef, slots: Ints) -> None:
         new = array_of("write_kv", rows)
@@ -119,12 +134,11 @@ class NumpyLinearOps(LinearOps):
         return NumpyTensor(linear(array_of("linear", input), array_of("linear", weight)))
 
     def quantized_linear(self, input: TensorRef, packed_weight: TensorRef, scheme: QuantScheme) -> TensorRef:
-        name = "quantized_linear"
-        if not isinstance(scheme, QuantScheme.Q4_0 | QuantScheme.Q8_0):
-            raise UnsupportedError(f"{name}: scheme {scheme!r}, expected QuantScheme.Q4_0 or QuantScheme.Q8_0")
-        kind = "Q4_0" if isinstance(scheme, QuantScheme.Q4_0) else "Q8_0"
-        packed = array_of(name, packed_weight)
-        return NumpyTensor(quantized_linear(array_of(name, input), packed, kind, scheme.group_size))
+        x = array_of("quantized_linear", input)
+        if isinstance(scheme, QuantScheme.Q4_0 | QuantScheme.Q8_0):
+            packed = array_of("quantized_linear", packed_weight)
+            return NumpyTensor(quantized_linear(x, packed, scheme.kind.upper(), scheme.group_size))
+        return NumpyTensor(packed_linear(x, matrix_of(packed_weight, scheme)))
 
     def embedding(self, table: TensorRef, ids: Ints) -> TensorRef:
         return wrap(embedding(array_of("embedding", table), ids))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from ferrum_ref.parity.runner import FAILED, PASSED, SKIPPED, UNSUPPORTED, CaseResult
+from ferrum_ref.parity.runner import FAILED, PASSED, SKIPPED, UNSUPPORTED, WAIVED, CaseResult
+
+STATUSES = (PASSED, FAILED, UNSUPPORTED, SKIPPED, WAIVED)
 
 
 @dataclass(slots=True)
@@ -14,12 +16,14 @@ class Cell:
 
     operation: str
     dtype: str
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys((PASSED, FAILED, UNSUPPORTED, SKIPPED), 0))
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(STATUSES, 0))
     ratio_det: float | None = None
     ratio_sharp: float | None = None
     worst: CaseResult | None = None
     failures: list[CaseResult] = field(default_factory=list)
     reason: str = ""
+    ratio_prob: float | None = None
+    ratio_statistical: float | None = None
 
     def add(self, result: CaseResult) -> None:
         """Counts one more case."""
@@ -27,20 +31,23 @@ class Cell:
         if result.status in (UNSUPPORTED, SKIPPED):
             self.reason = self.reason or result.message
             return
+        if result.status == WAIVED:
+            self.reason = self.reason or result.message
+            return
         if result.status == FAILED:
             self.failures.append(result)
         if self.ratio_det is None or result.ratio_det > self.ratio_det:
             self.ratio_det, self.worst = result.ratio_det, result
-        if result.ratio_sharp is not None:
-            self.ratio_sharp = max(self.ratio_sharp or 0.0, result.ratio_sharp)
+        for tier in ("ratio_prob", "ratio_sharp", "ratio_statistical"):
+            ratios = [ratio for ratio in (getattr(self, tier), getattr(result, tier)) if ratio is not None]
+            setattr(self, tier, max(ratios, default=None))
 
     @property
     def status(self) -> str:
-        """failed if any case failed; unsupported or skipped if no case passed; passed otherwise."""
-        if self.counts[FAILED]:
-            return FAILED
-        if self.counts[PASSED]:
-            return PASSED
+        """failed if any case failed; waived, unsupported or skipped if no case passed; passed otherwise."""
+        for status in (FAILED, PASSED, WAIVED):
+            if self.counts[status]:
+                return status
         return UNSUPPORTED if self.counts[UNSUPPORTED] else SKIPPED
 
     @property

@@ -1,11 +1,11 @@
 """What a declared `Algorithm` on a storage type makes of the units: the one argument of every bound.
 
-Two tiers are derived from one declaration:
+Three bounds are derived from one declaration:
     det     every rounding in the worst direction: exceeding it proves that the declaration is not kept
-    sharp   independent roundings on independent data: exceeded by an honest run with probability 1e-9; only such inputs
-            get it
+    prob    independent roundings of mean zero: gamma~ for gamma; exceeded by an honest run with probability 1e-9
+    sharp   the same on independent data of mean zero: sums of products grow like their root mean square
 
-Clauses: PA-TIER-1..2.
+A fourth tier looks at many results together; it stands in `statistical.py`.  Clauses: PA-TIER-1..4.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ SMALLEST_NORMAL: Mapping[str, float] = MappingProxyType(
     {"fp64": 2.0**-1022, "fp32": 2.0**-126, "tf32": 2.0**-126, "fp16": 2.0**-14, "bf16": 2.0**-126}
 )
 TF32_UNIT = 2.0**-11
+DET, PROB, SHARP = "det", "prob", "sharp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,20 @@ class ErrorModel:
 
     algorithm: Algorithm
     storage: Storage
-    sharp: bool = False
+    tier: str = DET
     num_outputs: int = 1
+
+    def probable(self, num_outputs: int) -> ErrorModel:
+        """The prob tier of the same declaration. Pure."""
+        return replace(self, tier=PROB, num_outputs=num_outputs)
 
     def sharpened(self, num_outputs: int) -> ErrorModel:
         """The sharp tier of the same declaration. Pure."""
-        return replace(self, sharp=True, num_outputs=num_outputs)
+        return replace(self, tier=SHARP, num_outputs=num_outputs)
+
+    @property
+    def sharp(self) -> bool:
+        return self.tier == SHARP
 
     @property
     def unit(self) -> float:
@@ -67,10 +76,10 @@ class ErrorModel:
         return TF32_UNIT if self.algorithm.accumulate == "tf32" and self.storage.precision_bits > 11 else 0.0
 
     def gamma(self, count: float | Array) -> Array:
-        """gamma_n of the accumulator, or gamma~_n in the sharp tier."""
-        if self.sharp:
-            return gamma_probabilistic(count, self.unit, self.num_outputs)
-        return gamma(count, self.unit)
+        """gamma_n of the accumulator, or gamma~_n in the prob and sharp tiers."""
+        if self.tier == DET:
+            return gamma(count, self.unit)
+        return gamma_probabilistic(count, self.unit, self.num_outputs)
 
     def tau(self, ulp: float) -> float:
         """Relative error of a function claimed good to `ulp` units in the last place."""

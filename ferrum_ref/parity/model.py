@@ -47,12 +47,13 @@ class GrowingKv:
         for held, new in ((self._keys, k), (self._values, v)):
             held[layer] = self._ops.concat([held[layer], new], 0) if layer in held else new
 
-    def attend(self, layer: int, q: TensorRef, params: AttentionParams) -> TensorRef:
+    def attend(self, layer: int, q: TensorRef, params: AttentionParams, *, sinks: TensorRef | None = None) -> TensorRef:
         """q `[N, H, D]` over everything kept, causal."""
+        extra = {} if sinks is None else {"sinks": sinks}
         queries, keys, values = (
             part.reshape((1, *part.shape())) for part in (q, self._keys[layer], self._values[layer])
         )
-        return self._attention.attention(queries, keys, values, params).reshape(q.shape())
+        return self._attention.attention(queries, keys, values, params, **extra).reshape(q.shape())
 
 
 @dataclass(frozen=True, slots=True)

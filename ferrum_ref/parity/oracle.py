@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from ferrum_ref.interfaces.kernel_ops import AttentionParams
+from ferrum_ref.interfaces.kernel_ops import AttentionParams, SamplingParams
 from ferrum_ref.kernels import activation as _activation
 from ferrum_ref.kernels import attention as _attention
 from ferrum_ref.kernels import linear as _linear
 from ferrum_ref.kernels import norm as _norm
+from ferrum_ref.kernels import quant as _quant
 from ferrum_ref.kernels import rope as _rope
+from ferrum_ref.kernels import sampling as _sampling
 from ferrum_ref.kernels import softmax as _softmax
 from ferrum_ref.parity.units import Array
+
+GREEDY_BELOW = 1e-5  # temperatures below take the first maximum
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -35,17 +39,26 @@ def rotary_embedding(x: Array, cos: Array, sin: Array, positions: Array) -> Arra
     return _rope.rotary_embedding(x, cos, sin, positions)
 
 
-def attention(q: Array, k: Array, v: Array, params: AttentionParams) -> Array:
-    """softmax(scale q k^T + mask) v; query i sees keys j <= S - T + i if causal; seeing nothing: zero."""
-    return _attention.attention(q, k, v, params.softmax_scale, params.causal, params.sliding_window)
+def attention(q: Array, k: Array, v: Array, params: AttentionParams, sinks: Array | None = None) -> Array:
+    """softmax(cap(scale q k^T) + mask) v; query i sees keys j <= S - T + i if causal; seeing nothing: zero."""
+    return _attention.attention(
+        q, k, v, params.softmax_scale, params.causal, params.sliding_window, softcap=params.logit_softcap, sinks=sinks
+    )
 
 
 def paged_attention(
-    q: Array, k_cache: Array, v_cache: Array, table: Array, params: AttentionParams, lens: Array
+    q: Array,
+    k_cache: Array,
+    v_cache: Array,
+    table: Array,
+    params: AttentionParams,
+    lens: Array,
+    sinks: Array | None = None,
 ) -> Array:
     """`attention` of each sequence over the keys and values that its row of the block table names."""
     scale, causal, window = params.softmax_scale, params.causal, params.sliding_window
-    return _attention.paged_attention(q, k_cache, v_cache, table, lens, scale, causal, window)
+    cap = params.logit_softcap
+    return _attention.paged_attention(q, k_cache, v_cache, table, lens, scale, causal, window, softcap=cap, sinks=sinks)
 
 
 def silu(x: Array) -> Array:
@@ -91,3 +104,41 @@ def embedding(table: Array, ids: Array) -> Array:
 def argmax(logits: Array) -> int:
     """Index of the first maximum."""
     return int(np.argmax(logits))
+
+
+def unpacked(packed_format: str, packed: Array) -> Array:
+    """The weights (out, in) of packed rows: every one is a float32 number, hence exact."""
+    return np.asarray(_quant.decode(packed_format, np.ascontiguousarray(packed))).astype(np.float64)
+
+
+def sampling_law(logits: Array, params: SamplingParams) -> tuple[Array, Array]:
+    """(scaled logits, probabilities): penalty, temperature, top-k, top-p. Greedy: all mass on the first maximum."""
+    x = np.array(logits, dtype=np.float64)
+    listed = np.asarray(params.repetition_token_ids, dtype=np.int64)
+    active = np.unique(listed[np.asarray(params.repetition_token_freqs, dtype=np.int64) != 0])
+    x[active] = np.where(x[active] > 0, x[active] / params.repetition_penalty, x[active] * params.repetition_penalty)
+    if params.temperature < GREEDY_BELOW:
+        chosen = np.zeros(x.size)
+        chosen[int(np.argmax(x))] = 1.0
+        return x, chosen
+    scores = x / params.temperature
+    p = _sampling.kept_probabilities(scores, params.top_k, params.top_p)
+    return scores, p / p.sum()
+
+
+def uniforms(seeds: Array) -> Array:
+    """u in [0, 1) of each 32-bit seed."""
+    return np.array([_sampling.uniform_from_seed(int(seed)) for seed in seeds])
+
+
+def drawn_between(p: Array, uniform: Array, error: float) -> tuple[Array, Array]:
+    """For each u the first and the last index that it may draw when running sums are off by `error` of the total.
+
+    An index is drawn when its running sum is the first to exceed u times the total; it must be possible itself.
+    """
+    possible = np.flatnonzero(p > 0.0)
+    running = np.cumsum(p[possible])
+    low = np.searchsorted(running, uniform * running[-1] - error, side="right")
+    high = np.searchsorted(running, uniform * running[-1] + error, side="right")
+    last = possible.size - 1
+    return possible[np.minimum(low, last)], possible[np.minimum(high, last)]

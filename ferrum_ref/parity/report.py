@@ -9,20 +9,22 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from ferrum_ref.parity.cells import Cell
-from ferrum_ref.parity.runner import FAILED, PASSED, SKIPPED, UNSUPPORTED, CaseResult
+from ferrum_ref.parity.cells import STATUSES, Cell
+from ferrum_ref.parity.invariance import Invariance
+from ferrum_ref.parity.runner import FAILED, PASSED, SKIPPED, UNSUPPORTED, WAIVED, CaseResult
 
-MARKS = {UNSUPPORTED: "unsupp.", SKIPPED: "skipped"}
+MARKS = {UNSUPPORTED: "unsupp.", SKIPPED: "skipped", WAIVED: "waived"}
 
 
 def parity_table(cells: Sequence[Cell], title: str) -> Table:
-    """One row for each operation; for each dtype the worst err/bound of both tiers."""
+    """One row for each operation; for each dtype the worst err/bound of the four tiers."""
     table = Table(title=title, title_justify="left", caption_justify="left", pad_edge=False)
     table.add_column("operation", no_wrap=True)
     dtypes = list(dict.fromkeys(cell.dtype for cell in cells))
     for dtype in dtypes:
         table.add_column(f"{dtype} det", justify="right", no_wrap=True)
-        table.add_column("sharp", justify="right", no_wrap=True)
+        for tier in ("prob", "sharp", "stat"):
+            table.add_column(tier, justify="right", no_wrap=True)
     table.add_column("cases", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for name in dict.fromkeys(cell.operation for cell in cells):
@@ -32,14 +34,15 @@ def parity_table(cells: Sequence[Cell], title: str) -> Table:
     return table
 
 
-def _figures(cell: Cell | None) -> tuple[Text, Text]:
+def _figures(cell: Cell | None) -> tuple[Text, ...]:
+    empty = Text("")
     if cell is None:
-        return Text(""), Text("")
+        return empty, empty, empty, empty
     if cell.ratio_det is None:
-        return Text(MARKS[cell.status], style="yellow"), Text("")
+        return Text(MARKS[cell.status], style="yellow"), empty, empty, empty
     if cell.worst is not None and cell.worst.verdict is not None and cell.worst.verdict.bound == 0.0 == cell.ratio_det:
-        return Text("exact"), Text("")
-    return _ratio(cell.ratio_det), _ratio(cell.ratio_sharp)
+        return Text("exact"), empty, empty, empty if cell.ratio_statistical is None else _ratio(cell.ratio_statistical)
+    return tuple(_ratio(ratio) for ratio in (cell.ratio_det, cell.ratio_prob, cell.ratio_sharp, cell.ratio_statistical))
 
 
 def _ratio(ratio: float | None) -> Text:
@@ -59,17 +62,18 @@ def _verdict(cells: Sequence[Cell]) -> Text:
     if FAILED in states:
         return Text("FAILED", style="bold red")
     if states == {PASSED}:
-        partly = any(cell.counts[UNSUPPORTED] + cell.counts[SKIPPED] for cell in cells)
+        partly = any(cell.counts[UNSUPPORTED] + cell.counts[SKIPPED] + cell.counts[WAIVED] for cell in cells)
         return Text("passed, in part" if partly else "passed", style="green")
-    if states == {UNSUPPORTED}:
-        return Text("unsupported", style="yellow")
+    for status in (UNSUPPORTED, WAIVED):
+        if states == {status}:
+            return Text(status, style="yellow")
     return Text("passed, in part" if PASSED in states else "skipped", style="yellow")
 
 
 def summary_line(cells: Sequence[Cell]) -> str:
-    """How many cases passed, failed, are unsupported, were skipped."""
-    totals = {status: sum(cell.counts[status] for cell in cells) for status in (PASSED, FAILED, UNSUPPORTED, SKIPPED)}
-    return ", ".join(f"{count} {status}" for status, count in totals.items())
+    """How many cases passed, failed, are unsupported, were skipped; and were waived, if any."""
+    totals = {status: sum(cell.counts[status] for cell in cells) for status in STATUSES}
+    return ", ".join(f"{count} {status}" for status, count in totals.items() if count or status != WAIVED)
 
 
 def failure_lines(result: CaseResult) -> list[str]:
@@ -83,8 +87,9 @@ def case_lines(result: CaseResult) -> list[str]:
         f"{result.status.upper()} {result.operation} {result.dtype} case {result.case_index} seed {result.seed}: "
         f"{result.label}"
     ]
-    sharp = "" if result.ratio_sharp is None else f", {result.ratio_sharp:.4g} sharp"
-    lines.append(f"  {result.message or f'err/bound is at most {result.ratio_det:.4g} det{sharp}'}")
+    tiers = {"prob": result.ratio_prob, "sharp": result.ratio_sharp, "statistical": result.ratio_statistical}
+    others = "".join(f", {ratio:.4g} {tier}" for tier, ratio in tiers.items() if ratio is not None)
+    lines.append(f"  {result.message or f'err/bound is at most {result.ratio_det:.4g} det{others}'}")
     verdict = result.verdict
     if verdict is not None and (verdict.coordinates or verdict.expected != verdict.got):
         place = ", ".join(f"{axis} {position}" for axis, position in verdict.coordinates) or "the one result"
@@ -95,6 +100,19 @@ def case_lines(result: CaseResult) -> list[str]:
     return lines
 
 
+def invariance_table(found: Sequence[Invariance], title: str) -> Table:
+    """One row for each operation and dtype: the same call twice, and each row alone beside the batch."""
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    for column in ("operation", "dtype", "repeated", "rows alone", "where"):
+        table.add_column(column, no_wrap=column != "where")
+    for one in found:
+        style = "" if one.passed else "bold red"
+        table.add_row(
+            one.operation, one.dtype, Text(one.repeated, style=style), Text(one.alone, style=style), one.detail
+        )
+    return table
+
+
 def cells_as_json(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """The cells as plain data: no times, so equal seeds give equal bytes.  [PA-REPORT-4]"""
     return [
@@ -103,7 +121,7 @@ def cells_as_json(cells: Sequence[Cell]) -> list[dict[str, Any]]:
             "dtype": cell.dtype,
             "status": cell.status,
             "cases": dict(cell.counts),
-            "worst_err_over_bound": {"det": number(cell.ratio_det), "sharp": number(cell.ratio_sharp)},
+            "worst_err_over_bound": tiers_as_json(cell),
             "worst_case": None if cell.worst is None else result_as_json(cell.worst),
             "failures": [result_as_json(result) for result in cell.failures],
             "reason": cell.reason,
@@ -129,10 +147,20 @@ def result_as_json(result: CaseResult) -> dict[str, Any]:
         "label": result.label,
         "seed": result.seed,
         "status": result.status,
-        "err_over_bound": {"det": number(result.ratio_det), "sharp": number(result.ratio_sharp)},
+        "err_over_bound": tiers_as_json(result),
         "worst": worst,
         "message": result.message,
         "reproduce": result.reproduce,
+    }
+
+
+def tiers_as_json(rated: Cell | CaseResult) -> dict[str, float | str | None]:
+    """The largest err/bound of each tier; null where a tier does not apply."""
+    return {
+        "det": number(rated.ratio_det),
+        "prob": number(rated.ratio_prob),
+        "sharp": number(rated.ratio_sharp),
+        "statistical": number(rated.ratio_statistical),
     }
 
 

@@ -12,12 +12,13 @@ import numpy as np
 
 from ferrum_ref.errors import InvalidParameterError, UnsupportedError
 from ferrum_ref.parity.ops.catalogue import OPERATIONS, operation_named
-from ferrum_ref.parity.ops.operation import Expected, Inputs, Operation
+from ferrum_ref.parity.ops.operation import DRAWN, Case, Expected, Inputs, Operation
 from ferrum_ref.parity.subject import Subject
 from ferrum_ref.parity.units import STORAGES, Array, Storage, storage_named
 from ferrum_ref.parity.verdict import Verdict, judge
 
 PASSED, FAILED, UNSUPPORTED, SKIPPED = "passed", "failed", "unsupported", "skipped"
+WAIVED = "waived"  # a failure that is known, with a reason and a date
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class CaseResult:
     verdict: Verdict | None
     message: str
     reproduce: str
+    ratio_prob: float | None = None
+    ratio_statistical: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,26 +84,28 @@ class Selection:
 def draw_case(operation: Operation, storage: Storage, case_index: int, seed: int) -> Inputs:
     """The inputs of a case: a function of its four names alone, the same in every process.  [PA-RUN-1]"""
     entropy = [seed, case_index, zlib.crc32(operation.name.encode()), zlib.crc32(storage.name.encode())]
-    return operation.draw(operation.cases[case_index], storage, np.random.default_rng(entropy))
+    rng, case = np.random.default_rng(entropy), operation.cases[case_index]
+    return operation.draw(operation.drawn(rng) if case.probe == DRAWN else case, storage, rng)
 
 
 def run_case(subject: Subject, operation: Operation, storage: Storage, case_index: int, seed: int) -> CaseResult:
     """Draws, runs and judges one case; an exception of the subject is a failure, not the caller's.  [PA-RUN-2..4]"""
+    report = _Reporter(subject, operation, storage, case_index, seed)
     try:
         subject.check_offers(storage)
         inputs = draw_case(operation, storage, case_index, seed)
+        report.case = inputs.case
         before = _digests(inputs)
         outputs = subject.run(operation, inputs)
     except UnsupportedError as error:
-        return _result(subject, operation, storage, case_index, seed, UNSUPPORTED, None, error.message)
+        return report.result(UNSUPPORTED, error.message)
     except Exception as error:  # noqa: BLE001  whatever it is, it is the verdict on the subject
-        message = f"raised {type(error).__name__}: {error}"
-        return _result(subject, operation, storage, case_index, seed, FAILED, None, message)
+        return report.result(FAILED, f"raised {type(error).__name__}: {error}")
     if _digests(inputs) != before:
-        return _result(subject, operation, storage, case_index, seed, FAILED, None, "changed one of its inputs")
+        return report.result(FAILED, "changed one of its inputs")
     with np.errstate(all="ignore"):  # an accumulator that bounds nothing makes infinities and NaN
         expected = operation.expect(inputs, subject.declared(operation))
-    return judged(subject, operation, storage, case_index, seed, expected, outputs)
+    return report.judged(expected, outputs)
 
 
 def judged(
@@ -113,14 +118,7 @@ def judged(
     outputs: Sequence[Array],
 ) -> CaseResult:
     """The result of a case whose outputs are at hand. Pure."""
-    if len(outputs) != len(expected):
-        message = f"returned {len(outputs)} outputs, expected {len(expected)}"
-        return _result(subject, operation, storage, case_index, seed, FAILED, None, message)
-    verdicts = [judge(wanted, got) for wanted, got in zip(expected, outputs, strict=True)]
-    failed = [verdict for verdict in verdicts if not verdict.passed]
-    worst = max(failed or verdicts, key=lambda verdict: verdict.ratio_det)
-    status = FAILED if failed else PASSED
-    return _result(subject, operation, storage, case_index, seed, status, worst, worst.fault, verdicts)
+    return _Reporter(subject, operation, storage, case_index, seed).judged(expected, outputs)
 
 
 def run(
@@ -134,7 +132,7 @@ def run(
     for operation, storage, case_index, seed in selection.items():
         if budget_s is not None and clock() - start >= budget_s:
             message = f"the budget of {budget_s:g} s was used up"
-            yield _result(subject, operation, storage, case_index, seed, SKIPPED, None, message)
+            yield _Reporter(subject, operation, storage, case_index, seed).result(SKIPPED, message)
         else:
             yield run_case(subject, operation, storage, case_index, seed)
 
@@ -143,33 +141,46 @@ def _digests(inputs: Inputs) -> list[bytes]:
     return [hashlib.blake2b(array.tobytes(), digest_size=16).digest() for array in inputs.arrays.values()]
 
 
-def _result(
-    subject: Subject,
-    operation: Operation,
-    storage: Storage,
-    case_index: int,
-    seed: int,
-    status: str,
-    verdict: Verdict | None,
-    message: str,
-    verdicts: Sequence[Verdict] = (),
-) -> CaseResult:
-    sharps = [one.ratio_sharp for one in verdicts if one.ratio_sharp is not None]
-    reproduce = (
-        f"ferrum-ref parity {subject.selector()} --op {operation.name} --dtype {storage.name} "
-        f"--case {case_index} --seed {seed}"
-    )
-    nothing = float("inf") if status == FAILED else 0.0
-    return CaseResult(
-        operation.name,
-        storage.name,
-        case_index,
-        operation.cases[case_index].label,
-        seed,
-        status,
-        max((one.ratio_det for one in verdicts), default=nothing),
-        max(sharps) if sharps else None,
-        verdict,
-        message,
-        reproduce,
-    )
+@dataclass(slots=True)
+class _Reporter:
+    """Makes the result of one case."""
+
+    subject: Subject
+    operation: Operation
+    storage: Storage
+    case_index: int
+    seed: int
+    case: Case | None = None  # as it was drawn
+
+    def judged(self, expected: Sequence[Expected], outputs: Sequence[Array]) -> CaseResult:
+        if len(outputs) != len(expected):
+            return self.result(FAILED, f"returned {len(outputs)} outputs, expected {len(expected)}")
+        verdicts = [judge(wanted, got) for wanted, got in zip(expected, outputs, strict=True)]
+        failed = [verdict for verdict in verdicts if not verdict.passed]
+        worst = max(failed or verdicts, key=lambda verdict: verdict.ratio_det)
+        return self.result(FAILED if failed else PASSED, worst.fault, worst, verdicts)
+
+    def result(
+        self, status: str, message: str, verdict: Verdict | None = None, verdicts: Sequence[Verdict] = ()
+    ) -> CaseResult:
+        nothing = float("inf") if status == FAILED else 0.0
+        return CaseResult(
+            operation=self.operation.name,
+            dtype=self.storage.name,
+            case_index=self.case_index,
+            label=(self.case or self.operation.cases[self.case_index]).label,
+            seed=self.seed,
+            status=status,
+            ratio_det=max((one.ratio_det for one in verdicts), default=nothing),
+            ratio_sharp=_largest([one.ratio_sharp for one in verdicts]),
+            verdict=verdict,
+            message=message,
+            reproduce=f"ferrum-ref parity {self.subject.selector()} --op {self.operation.name} "
+            f"--dtype {self.storage.name} --case {self.case_index} --seed {self.seed}",
+            ratio_prob=_largest([one.ratio_prob for one in verdicts]),
+            ratio_statistical=_largest([one.ratio_statistical for one in verdicts]),
+        )
+
+
+def _largest(ratios: Sequence[float | None]) -> float | None:
+    return max((ratio for ratio in ratios if ratio is not None), default=None)

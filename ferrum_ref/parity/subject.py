@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from ferrum_ref.errors import UnsupportedError
 from ferrum_ref.interfaces.backend import ComputeBackend
+from ferrum_ref.parity.ops.decode import DecodeStep, MakeDecode
 from ferrum_ref.parity.ops.operation import Inputs, Operation
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
@@ -39,14 +40,19 @@ class Subject(ABC):
 class BackendSubject(Subject):
     """A `ComputeBackend`, under the name it was loaded by.  [PA-SUBJECT-1]"""
 
-    def __init__(self, backend: ComputeBackend, name: str, device: str = "cpu") -> None:
-        self.backend, self.name, self.device = backend, name, device
+    def __init__(
+        self, backend: ComputeBackend, name: str, device: str = "cpu", decode: MakeDecode | None = None
+    ) -> None:
+        """`decode` builds a decode backend where the backend has no `make_decode_backend` of its own."""
+        self.backend, self.name, self.device, self._decode = backend, name, device, decode
 
     def declared(self, operation: Operation) -> Algorithm:
         kernels = self.backend.kernel_ops()
-        return kernels.declared_algorithm(operation.name) if kernels is not None else Algorithm()
+        return kernels.declared_algorithm(operation.algorithm_name) if kernels is not None else Algorithm()
 
     def run(self, operation: Operation, inputs: Inputs) -> tuple[Array, ...]:
+        if isinstance(operation, DecodeStep) and self._decode and not hasattr(self.backend, "make_decode_backend"):
+            return operation.stepped(self.backend, inputs, self._decode)
         return operation.call(self.backend, inputs)
 
     def selector(self) -> str:
@@ -66,7 +72,8 @@ class FunctionSubject(Subject):
         self.name, self.functions, self.algorithms = name, functions, algorithms or {}
 
     def declared(self, operation: Operation) -> Algorithm:
-        return self.algorithms.get(operation.name, Algorithm())
+        default = self.algorithms.get(operation.algorithm_name, Algorithm())
+        return self.algorithms.get(operation.name, default)
 
     def run(self, operation: Operation, inputs: Inputs) -> tuple[Array, ...]:
         if operation.name not in self.functions:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferrum_ref.errors import InvalidParameterError
+from ferrum_ref.kernels.rounding import round_to
 from ferrum_ref.types.devices import DataType
 
 Array = NDArray[Any]
@@ -51,7 +52,7 @@ class Storage:
     def round(self, values: Array) -> Array:
         """`values` rounded once to this type, to nearest with ties to even; overflow gives infinities. Pure."""
         with np.errstate(over="ignore", invalid="ignore"):
-            return np.asarray(values).astype(self.numpy_dtype)
+            return np.array(round_to(np.asarray(values), self.numpy_dtype))
 
 
 def _storage(name: str, data_type: DataType, scalar: Any) -> Storage:

@@ -1,23 +1,32 @@
-"""err / bound of every element of an output, and where the worst of it lies.  Clauses: PA-VERDICT-1..4."""
+"""err / bound of every element of an output, and where the worst of it lies.
+
+Clauses: PA-VERDICT-1..5, PA-TIER-1..4.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ml_dtypes
 import numpy as np
 
+from ferrum_ref.parity.choices import draw_tests
+from ferrum_ref.parity.error_model import DET, PROB, SHARP
 from ferrum_ref.parity.ops.operation import Expected
+from ferrum_ref.parity.statistical import statistical_ratio
 from ferrum_ref.parity.units import Array
+
+STATISTICAL = "statistical"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """The judgement on one output.
 
-    ratio_det, ratio_sharp: largest err / bound of a tier (0 for empty or exact outputs that agree; inf when nothing
-    finite can be said; None when the tier does not apply). The other fields describe the worst element of the tier that
-    failed, or of the det tier: its coordinates by axis name, expected, got and bound; `fault` is "" for a pass.
+    ratio_*: largest err / bound of a tier (0 for empty or exact outputs that agree; inf when nothing finite can be
+    said; None when the tier does not apply); ratio_statistical compares many elements with their common ceiling. The
+    other fields describe the worst element of the first tier that failed, or of the det tier: its coordinates by axis
+    name, expected, got and bound; `fault` is "" for a pass.
     """
 
     output: str
@@ -28,6 +37,8 @@ class Verdict:
     expected: float = 0.0
     got: float = 0.0
     bound: float = 0.0
+    ratio_prob: float | None = None
+    ratio_statistical: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -35,29 +46,63 @@ class Verdict:
 
 
 def judge(expected: Expected, got: Array) -> Verdict:
-    """The verdict on `got`: shape, element type, then every element within every bound. Pure.  [PA-VERDICT-1..4]"""
+    """The verdict on `got`: shape, element type, then every element within every bound. Pure.  [PA-VERDICT-1..5]"""
     if got.shape != expected.value.shape:
         return _refused(expected, f"shape {got.shape}, expected {expected.value.shape}")
     if got.dtype != expected.dtype:
         return _refused(expected, f"element type {got.dtype}, expected {expected.dtype}")
+    if expected.choice is not None:
+        return _judge_choice(expected, got)
     with np.errstate(invalid="ignore"):  # a signalling NaN
         values = got.astype(np.float64)
     if expected.det is None:
         return _judge_exact(expected, values)
-    ratios = _ratios(expected, values, expected.det)
-    worst_det = _worst(ratios)
-    worst_sharp, tier, bound = None, "det", expected.det
-    if expected.sharp is not None:
-        sharp_ratios = _ratios(expected, values, expected.sharp)
-        worst_sharp = _worst(sharp_ratios)
-        if worst_det <= 1.0 < worst_sharp:
-            ratios, tier, bound = sharp_ratios, "sharp", expected.sharp
-    verdict = _describe(expected, values, ratios, bound)
-    largest = max(worst_det, worst_sharp or 0.0)
-    fault = "" if largest <= 1.0 else f"err/bound is {largest:.3g} in tier {tier}"
-    if ratios.size and not np.isfinite(bound[_index(verdict)]) and np.isfinite(verdict.expected):
+    return _judge_bounded(expected, values, expected.det)
+
+
+def _judge_bounded(expected: Expected, values: Array, det: Array) -> Verdict:
+    bounds = {DET: det, PROB: expected.prob, SHARP: expected.sharp}
+    ratios = {tier: _ratios(expected, values, bound) for tier, bound in bounds.items() if bound is not None}
+    worst = {tier: _worst(found) for tier, found in ratios.items()}
+    failed = next((tier for tier, ratio in worst.items() if not ratio <= 1.0), None)
+    shown = failed or DET
+    bound = np.asarray(bounds[shown])
+    verdict = _describe(expected, values, ratios[shown], bound)
+    fault = "" if failed is None else f"err/bound is {worst[failed]:.3g} in tier {failed}"
+    statistical = None
+    if expected.reach is not None and expected.storage is not None:
+        statistical = statistical_ratio(expected.storage, expected.value, values, expected.reach)
+        if not fault and not statistical <= 1.0:
+            fault = (
+                f"the elements err {statistical:.3g} times as much together as one rounding at the end allows, "
+                f"in tier {STATISTICAL}: an intermediate is rounded that was not declared"
+            )
+    if ratios[shown].size and not np.isfinite(bound[_index(verdict)]) and np.isfinite(verdict.expected):
         fault = "the declared algorithm bounds nothing here: its accumulator is too coarse for so long a sum"
-    return _with(verdict, worst_det, worst_sharp, fault)
+    return replace(
+        verdict,
+        ratio_det=worst[DET],
+        ratio_prob=worst.get(PROB),
+        ratio_sharp=worst.get(SHARP),
+        ratio_statistical=statistical,
+        fault=fault,
+    )
+
+
+def _judge_choice(expected: Expected, drawn: Array) -> Verdict:
+    """Every index admissible, and all of them together from their distribution.  [PA-VERDICT-5]"""
+    choice = expected.choice
+    ratios = np.zeros(drawn.shape) if choice is None else np.where(choice.admits(drawn), 0.0, np.inf)
+    worst = _worst(ratios)
+    verdict = _describe(expected, drawn.astype(np.float64), ratios, np.zeros(ratios.shape))
+    fault = "" if worst == 0.0 else f"{np.count_nonzero(ratios)} of {drawn.size} draws are not admissible"
+    statistical = None
+    if expected.law is not None:
+        tests = draw_tests(expected.law, drawn)
+        name, statistical = max(tests.items(), key=lambda item: item[1])
+        if not fault and not statistical <= 1.0:
+            fault = f"the draws do not follow their distribution: {statistical:.3g} times the critical value ({name})"
+    return replace(verdict, ratio_det=worst, ratio_statistical=statistical, fault=fault)
 
 
 def _refused(expected: Expected, fault: str) -> Verdict:
@@ -72,7 +117,8 @@ def _judge_exact(expected: Expected, values: Array) -> Verdict:
     ratios = np.where(same, 0.0, np.inf)
     worst = _worst(ratios)
     verdict = _describe(expected, values, ratios, np.zeros(ratios.shape))
-    return _with(verdict, worst, None, "" if worst == 0.0 else "the operation is exact, the result differs")
+    fault = "" if worst == 0.0 else "the operation is exact, the result differs"
+    return replace(verdict, ratio_det=worst, fault=fault)
 
 
 def _ratios(expected: Expected, got: Array, bound: Array) -> Array:
@@ -104,16 +150,3 @@ def _describe(expected: Expected, got: Array, ratios: Array, bound: Array) -> Ve
 
 def _index(verdict: Verdict) -> tuple[int, ...]:
     return tuple(position for _, position in verdict.coordinates)
-
-
-def _with(verdict: Verdict, ratio_det: float, ratio_sharp: float | None, fault: str) -> Verdict:
-    return Verdict(
-        verdict.output,
-        ratio_det,
-        ratio_sharp,
-        fault,
-        verdict.coordinates,
-        verdict.expected,
-        verdict.got,
-        verdict.bound,
-    )

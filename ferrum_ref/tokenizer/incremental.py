@@ -5,7 +5,10 @@ first token of a text differently.  So the new text is what `decode(context + pe
 it is held back while it ends in U+FFFD, which may become a character yet.  Afterwards the pending tokens are the next
 context, so a step costs two short decodes however long the stream is.
 
-Source: vLLM's detokenize_incrementally (prefix and read offsets).  Clauses: TK-STREAM-1..5 (specs/tokenizer.md).
+Byte-fallback decoders turn a run of byte tokens into text as a whole, and into U+FFFD for every byte if the run is not
+UTF-8: while a run is open nothing of it is certain, so it is held back, without decoding, until it ends.
+
+Source: vLLM's detokenize_incrementally (prefix and read offsets).  Clauses: TK-STREAM-1..7 (specs/tokenizer.md).
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
+
+from ferrum_ref.tokenizer.clean_up import clean_up, split_final
 
 Decode = Callable[[list[int]], str]
 
@@ -30,21 +35,31 @@ class DetokenizerState:
     context_text: str = ""
     pending: list[int] = field(default_factory=list)
     delivered: list[str] = field(default_factory=list)
+    clean_spaces: bool = False
+    unclean: str = ""  # decoded text that the clean-up of spaces may still change
 
     def reset(self) -> None:
-        """Forget the stream; keep the choice about special tokens."""
-        self.context, self.context_text, self.pending, self.delivered = [], "", [], []
+        """Forget the stream; keep the choices about special tokens and spaces."""
+        self.context, self.context_text, self.pending, self.delivered, self.unclean = [], "", [], [], ""
 
-    def deliver(self, text: str) -> str:
-        """Record and return delivered text."""
+    def deliver(self, text: str, at_end: bool = False) -> str:
+        """Record and return what is final with `text`, cleaned up where the stream asks for it."""
+        if self.clean_spaces:
+            final, self.unclean = (self.unclean + text, "") if at_end else split_final(self.unclean + text)
+            text = clean_up(final)
         if text:
             self.delivered.append(text)
         return text
 
 
-def push(state: DetokenizerState, token: int, decode: Decode) -> str:
-    """The text that becomes certain with `token`, which must not be one that `decode` ignores.  Mutates `state`."""
+def push(state: DetokenizerState, token: int, decode: Decode, open_run: bool = False) -> str:
+    """The text that becomes certain with `token`, which must not be one that `decode` ignores.  Mutates `state`.
+
+    `open_run`: the token is a byte of a run whose text the next token may still change.
+    """
     state.pending.append(token)
+    if open_run:
+        return ""
     text = decode(state.context + state.pending)
     if text.endswith(REPLACEMENT):
         return _release_broken(state, text, decode) if len(state.pending) >= _MAX_PENDING_TOKENS else ""
@@ -60,11 +75,9 @@ def push(state: DetokenizerState, token: int, decode: Decode) -> str:
 
 def flush(state: DetokenizerState, decode: Decode) -> str:
     """What is still held back, incomplete characters as U+FFFD.  Mutates `state`."""
-    if not state.pending:
-        return ""
-    new = decode(state.context + state.pending)[len(state.context_text) :]
+    new = decode(state.context + state.pending)[len(state.context_text) :] if state.pending else ""
     state.context, state.context_text, state.pending = [], "", []
-    return state.deliver(new)
+    return state.deliver(new, at_end=True)
 
 
 def _release_broken(state: DetokenizerState, text: str, decode: Decode) -> str:

@@ -38,6 +38,8 @@ class Algorithm:
     rounds_scores         attention: scores q.k are rounded to the storage type before the softmax
     exponent_roundings    roundings of an exponent after the score: 1 for exp(s - max), 3 for exp2((s - max) log2(e))
     rounds_residual       rms_norm_residual: the norm reads the sum after it was rounded to the storage type
+    folds_zero_point      quantized_linear: sum d q x - sum d z x instead of sum d (q - z) x
+    quantizes_activations quantized_linear: each block of 32 inputs is first rounded to 8 bits, with a scale of its own
     flushes_subnormals    results below the accumulator's and the storage's normal range become zero
     extra_roundings       roundings of intermediates to the storage type, besides the final store and those named above
     *_ulp                 largest error claimed for that function, in units in the last place of the accumulator
@@ -57,6 +59,8 @@ class Algorithm:
     rounds_scores: bool = False
     exponent_roundings: int = 1
     rounds_residual: bool = False
+    folds_zero_point: bool = False
+    quantizes_activations: bool = False
     flushes_subnormals: bool = False
     extra_roundings: int = 0
     exp_ulp: float = 3.0

@@ -2,71 +2,62 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
-import honest
-import numpy as np
 import pytest
 
-from ferrum_ref.parity.ops.catalogue import OPERATIONS, operation_named
+from ferrum_ref.parity.honest.catalogue import HONEST
+from ferrum_ref.parity.honest.runs import honest_runs
+from ferrum_ref.parity.mutants.matrix import OURS, SUITES, WITH_PROBES, honest_matrix
+from ferrum_ref.parity.ops.catalogue import OPERATIONS
 from ferrum_ref.parity.report import failure_lines
-from ferrum_ref.parity.runner import FAILED, CaseResult, draw_case, judged
-from ferrum_ref.parity.subject import FunctionSubject
-from ferrum_ref.parity.units import STORAGES
+from ferrum_ref.parity.runner import FAILED
+from ferrum_ref.parity.tightness import EXACT, is_tight
 
-EXACT = {"write_kv", "embedding", "argmax"}
-
-
-def honest_runs(operation_name: str, seeds: range) -> list[CaseResult]:
-    """Every honest algorithm of one operation on every small case and dtype; expectations are shared between them."""
-    operation = operation_named(operation_name)
-    variants = [one for one in honest.HONEST if one.operation == operation_name]
-    results = []
-    for storage in STORAGES.values():
-        for index in (index for index, case in enumerate(operation.cases) if case.small):
-            for seed in seeds:
-                inputs = draw_case(operation, storage, index, seed)
-                expected = {one: operation.expect(inputs, one) for one in {one.algorithm for one in variants}}
-                for one in variants:
-                    with np.errstate(all="ignore"):
-                        outputs = one.run(inputs)
-                    subject = FunctionSubject(f"{one.name}", {})
-                    results.append(judged(subject, operation, storage, index, seed, expected[one.algorithm], outputs))
-    return results
+LEAST_ALGORITHMS = 4
 
 
-def complaints(results: list[CaseResult]) -> str:
-    return "\n".join("\n".join(failure_lines(result)) for result in results if result.status == FAILED)
-
-
-@pytest.mark.clause("PA-GUARD-2", "PA-GUARD-5", "PA-SUBJECT-2")
+@pytest.mark.clause("PA-GUARD-2", "PA-GUARD-5", "PA-SUBJECT-2", "PA-TIGHT-1")
 def test_thousands_of_honest_runs_raise_no_false_alarm_and_the_bounds_are_tight() -> None:
-    results = {operation.name: honest_runs(operation.name, range(1)) for operation in OPERATIONS}
-    assert sum(len(found) for found in results.values()) >= 2000
-    for name, found in results.items():
-        assert not complaints(found), complaints(found)
+    num_runs = 0
+    for operation in OPERATIONS:
         worst: dict[str, float] = defaultdict(float)
-        for result in found:
+        for one, result in honest_runs(operation.name, range(1)):
+            num_runs += 1
+            assert result.status != FAILED, f"{one.name}: " + "\n".join(failure_lines(result))
             worst[result.dtype] = max(worst[result.dtype], result.ratio_det)
-        if name not in EXACT:
-            assert worst["fp32"] > 0.05, (name, worst)
-            assert all(0.3 <= worst[dtype] <= 1.0 for dtype in ("fp16", "bf16")), (name, worst)
+        loose = {dtype: ratio for dtype, ratio in worst.items() if not is_tight(operation.name, dtype, ratio)}
+        assert not loose, (operation.name, loose)
+    assert num_runs >= 7000
 
 
 @pytest.mark.clause("PA-GUARD-5")
-def test_every_operation_has_an_honest_algorithm_and_the_rich_ones_have_at_least_four() -> None:
-    names = [one.operation for one in honest.HONEST]
-    assert {operation.name for operation in OPERATIONS} == set(names)
-    for name in ("rms_norm", "rms_norm_residual", "rotary_embedding", "attention", "paged_attention", "silu_mul"):
-        assert names.count(name) >= 4
-    for name in ("gelu", "linear", "matmul", "softmax", "layer_norm"):
-        assert names.count(name) >= 4
+def test_every_operation_has_at_least_four_honest_algorithms() -> None:
+    counts = Counter(one.operation for one in HONEST)
+    assert {operation.name for operation in OPERATIONS} == set(counts)
+    assert {name: count for name, count in counts.items() if count < LEAST_ALGORITHMS} == {}
+    assert len({(one.operation, one.name) for one in HONEST}) == len(HONEST)
+
+
+@pytest.mark.clause("PA-MUTANT-3", "PA-GUARD-5")
+def test_strict_hand_set_tolerances_reject_honest_kernels() -> None:
+    """Complaints about honest runs: the judge has none, torch's and ONNX's defaults have some."""
+    counts = honest_matrix([0], ["layer_norm", "decode_step"])
+    alarms = {suite: sum(one.alarms.get(suite, 0) for one in counts.values()) for suite in SUITES}
+    assert alarms[OURS] == 0
+    assert min(alarms["torch" + WITH_PROBES], alarms["ONNX" + WITH_PROBES]) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.clause("PA-GUARD-5")
 @pytest.mark.parametrize("operation", [operation.name for operation in OPERATIONS])
-def test_a_hundred_thousand_honest_runs_raise_no_false_alarm(operation: str) -> None:
-    found = honest_runs(operation, range(100, 140))
-    assert not complaints(found), complaints(found)
+def test_more_than_a_hundred_thousand_honest_runs_raise_no_false_alarm(operation: str) -> None:
+    """Sixteen seeds of every case: about 115,000 runs over all operations."""
+    alarms = [result for _, result in honest_runs(operation, range(100, 116)) if result.status == FAILED]
+    assert not alarms, "\n".join("\n".join(failure_lines(result)) for result in alarms)
+
+
+def test_exact_operations_are_those_without_a_bound() -> None:
+    """Every operation with bounds is held to the floor."""
+    assert {operation.name for operation in OPERATIONS} > EXACT

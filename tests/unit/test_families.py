@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from ferrum_ref.errors import InvalidFormatError, InvalidParameterError, NotFoundError, UnsupportedError
-from ferrum_ref.families import load_embedder, load_multimodal
+from ferrum_ref.families import load_embedder, load_multimodal, load_speech, load_transcriber
 from ferrum_ref.types.devices import DataType
 
 
-@pytest.mark.clause("FM-LOAD-1", "FM-LOAD-2")
-@pytest.mark.parametrize("load", [load_embedder, load_multimodal])
+@pytest.mark.clause("FM-LOAD-1", "FM-LOAD-2", "FM-LOAD-3", "FM-LOAD-4")
+@pytest.mark.parametrize("load", [load_embedder, load_multimodal, load_transcriber, load_speech])
 def test_what_is_no_such_model(load: object, tmp_path: Path) -> None:
     assert callable(load)
     with pytest.raises(NotFoundError, match="known: "):
@@ -26,7 +26,7 @@ def test_what_is_no_such_model(load: object, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InvalidFormatError, match=r"config\.json"):
         load(tmp_path)
-    with pytest.raises(UnsupportedError, match="expected the Hugging Face directory"):
+    with pytest.raises(UnsupportedError, match="got a file, expected"):
         load(tmp_path / "config.json")
     with pytest.raises(NotFoundError, match="abacus"):
         load(tmp_path, "abacus")

@@ -14,3 +14,9 @@ def elementwise_error(model: ErrorModel, num_operations: int, magnitude: Array) 
     """
     error: Array = (model.gamma(num_operations) + model.extra) * magnitude
     return error + model.underflow
+
+
+def quotient_error(model: ErrorModel, value: Array) -> Array:
+    """e of y = a / b: tau_div |y|, and what a quotient below the accumulator's normal range may lose. Pure."""
+    error: Array = (model.tau(model.algorithm.div_ulp) + model.extra) * abs(value)
+    return error + model.flush

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.parity import oracle
 from ferrum_ref.parity.bounds.activation import gelu_erf_error, gelu_tanh_error, silu_error
 from ferrum_ref.parity.ops import bridge, draws
-from ferrum_ref.parity.ops.operation import IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.ops.operation import DRAWN, IID, Case, Expected, Inputs, Operation, bounded, case, models_of
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
 
@@ -26,6 +27,10 @@ SHAPES = (
     case("strided", shape=(3, 70)),
     case(IID, shape=(0, 5)),
     case(IID, small=False, shape=(5, 1536)),
+    case(IID, shape=(8, 128)),
+    case("far left", shape=(2, 65)),
+    case(DRAWN, number=1),
+    case(DRAWN, number=2),
 )
 
 
@@ -40,13 +45,21 @@ def _draw(case: Case, storage: Storage, rng: np.random.Generator) -> Array:
         return draws.uniform(rng, shape, storage, -12.0, 12.0)
     if case.probe == "saturated":
         return storage.round(rng.choice([-1.0, 1.0], shape) * rng.uniform(20.0, 110.0, shape))
+    if case.probe == "far left":  # exp(-x) is near the end of its range, the result near zero
+        return draws.uniform(rng, shape, storage, -110.0, -60.0)
     x = draws.normal(rng, shape, storage, scales.get(case.probe, 1.0))
     return draws.strided(x) if case.probe == "strided" else x
 
 
-class SiluMul(Operation):
-    name = "silu_mul"
+class _Activation(Operation):
     cases = SHAPES
+
+    def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        return {"shape": draws.shape(rng, 3, 200)}
+
+
+class SiluMul(_Activation):
+    name = "silu_mul"
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         gate = _draw(case, storage, rng)
@@ -65,9 +78,8 @@ class SiluMul(Operation):
         return [bounded("y", value, _axes(value.shape), models, errors)]
 
 
-class Silu(Operation):
+class Silu(_Activation):
     name = "silu"
-    cases = SHAPES
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         return Inputs(case, storage, {"x": _draw(case, storage, rng)})
@@ -83,11 +95,10 @@ class Silu(Operation):
         return [bounded("y", value, _axes(value.shape), models, errors)]
 
 
-class Gelu(Operation):
+class Gelu(_Activation):
     """The erf form."""
 
     name = "gelu"
-    cases = SHAPES
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         return Inputs(case, storage, {"x": _draw(case, storage, rng)})
@@ -101,6 +112,19 @@ class Gelu(Operation):
         models = models_of(inputs, algorithm, value.size)
         errors = [gelu_erf_error(model, x, value) for model in models]
         return [bounded("y", value, _axes(value.shape), models, errors)]
+
+
+class TensorGelu(Gelu):
+    """The erf form among the primitive operations."""
+
+    name = "tensor_gelu"
+
+    @property
+    def algorithm_name(self) -> str:
+        return "gelu"
+
+    def call(self, backend: ComputeBackend, inputs: Inputs) -> tuple[Array, ...]:
+        return bridge.host(backend.tensor_ops().gelu(bridge.tensor(backend, inputs, "x")))
 
 
 class GeluTanh(Gelu):

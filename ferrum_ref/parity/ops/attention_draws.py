@@ -13,19 +13,33 @@ NEEDLE_SCORE = 40.0  # exp(-40): every other key together is far below a storage
 
 
 def needle(
-    rng: np.random.Generator, q: Array, k: Array, v: Array, place: int, scale: float
+    rng: np.random.Generator,
+    q: Array,
+    k: Array,
+    v: Array,
+    place: int,
+    scale: float,
+    page: int = 1,
+    head: int | None = None,
 ) -> tuple[Array, Array, Array]:
-    """One key carries the answer: query heads and the key at `place` share a direction, its value is far from the rest.
+    """One key, or a page of `page` keys, carries the answer: queries share its direction, its value is far off.
 
-    q (..., D), k and v (S, G, D), float64. The needle's score is NEEDLE_SCORE, the others are about zero.
+    q (..., D), k and v (S, G, D), float64. The needle's score is NEEDLE_SCORE, the others are about zero. With `head`,
+    only that kv head has a needle, and every other one has it where the first key lies.
     """
     size = q.shape[-1]
     direction = rng.choice([-1.0, 1.0], size)
     strength = (NEEDLE_SCORE / (scale * size)) ** 0.5
     q = np.broadcast_to(direction * strength, q.shape) + 0.01 * q
     k, v = 0.01 * k, 0.1 * v
-    k[place] = direction * strength
-    v[place] = 4.0 + rng.standard_normal(v[place].shape)
+    where = slice(place, place + page)
+    answer = 4.0 + rng.standard_normal((v[where].shape[0], *v.shape[1:]))
+    if head is None:
+        k[where], v[where] = direction * strength, answer
+        return q, k, v
+    others = np.arange(k.shape[1]) != head
+    k[where, head], v[where, head] = direction * strength, answer[:, head]
+    k[0, others], v[0, others] = direction * strength, -answer[0, others]
     return q, k, v
 
 
@@ -38,16 +52,25 @@ def one_hot_values(v: Array) -> Array:
 
 
 def probed(
-    probe: str, rng: np.random.Generator, shapes: Sequence[tuple[int, ...]], scale: float, place: int | None
+    probe: str,
+    rng: np.random.Generator,
+    shapes: Sequence[tuple[int, ...]],
+    scale: float,
+    place: int | None,
+    page: int = 1,
 ) -> tuple[Array, Array, Array]:
     """q (T, H, D), k and v (S, G, D) of one sequence, float64, not stored yet."""
     q, k, v = (rng.standard_normal(shape) for shape in shapes)
     if probe.startswith("needle") and k.shape[0]:
-        return needle(rng, q, k, v, k.shape[0] - 1 if place is None else min(place, k.shape[0] - 1), scale)
+        head = int(rng.integers(k.shape[1])) if probe == "needle in one head" else None
+        where = k.shape[0] - 1 if place is None else min(place, k.shape[0] - 1)
+        return needle(rng, q, k, v, where, scale, page, head)
     if probe == "one-hot V":
         return q, k, one_hot_values(v)
     if probe == "large scores":
         return 6.0 * q, 3.0 * k, v
+    if probe == "huge scores":  # beyond the range of exp unless the maximum is taken off
+        return 20.0 * q, 10.0 * k, v
     if probe == "equal keys":
         return q, np.broadcast_to(k[:1], k.shape).copy(), v
     if probe == "rising scores":  # the running maximum of an online softmax moves at every key

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from ferrum_ref.errors import UnsupportedError
 from ferrum_ref.interfaces.backend import ComputeBackend
+from ferrum_ref.interfaces.decode_backend import DecodeBackend
 from ferrum_ref.interfaces.kernel_ops import (
     ActivationOps,
     AttentionOps,
@@ -15,7 +16,8 @@ from ferrum_ref.interfaces.kernel_ops import (
     PositionOps,
     SamplingOps,
 )
-from ferrum_ref.interfaces.tensor import TensorRef
+from ferrum_ref.interfaces.tensor import AsyncTensorOps, TensorBatchOps, TensorRef
+from ferrum_ref.interfaces.transformer import TransformerWeights
 from ferrum_ref.parity.ops.operation import Inputs
 from ferrum_ref.parity.units import Array
 
@@ -30,6 +32,29 @@ def tensor(backend: ComputeBackend, inputs: Inputs, name: str) -> TensorRef:
 def host(*tensors: TensorRef) -> tuple[Array, ...]:
     """The results as arrays on the host, in their own element type."""
     return tuple(result.to_numpy() for result in tensors)
+
+
+def batch_ops(backend: ComputeBackend) -> TensorBatchOps:
+    """Operations over lists: what the backend's `tensor_batch_ops()` gives, or its TensorOps if they are that too."""
+    give = getattr(backend, "tensor_batch_ops", None)
+    offered = give() if callable(give) else backend.tensor_ops()
+    return _offered(offered if isinstance(offered, TensorBatchOps) else None, backend, "TensorBatchOps")
+
+
+def async_ops(backend: ComputeBackend) -> AsyncTensorOps:
+    """Operations that are awaited: what `async_tensor_ops()` gives, or the TensorOps if they are that too."""
+    give = getattr(backend, "async_tensor_ops", None)
+    offered = give() if callable(give) else backend.tensor_ops()
+    return _offered(offered if isinstance(offered, AsyncTensorOps) else None, backend, "AsyncTensorOps")
+
+
+def own_decode_backend(backend: ComputeBackend, weights: TransformerWeights, max_tokens: int) -> DecodeBackend:
+    """The decode fast path that a backend offers as `make_decode_backend(weights, max_tokens)`."""
+    make = getattr(backend, "make_decode_backend", None)
+    if not callable(make):
+        raise UnsupportedError(f"backend {backend.name()!r} offers no decode backend of its own")
+    made: DecodeBackend = make(weights, max_tokens=max_tokens)
+    return made
 
 
 def _kernels(backend: ComputeBackend) -> KernelOps:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ferrum_ref.parity.units import Array, Storage
+
+MAX_ELEMENTS = 4096  # of an array whose shape is drawn: cases must stay cheap
 
 
 def normal(rng: np.random.Generator, shape: tuple[int, ...], storage: Storage, scale: float = 1.0) -> Array:
@@ -38,3 +42,17 @@ def strided(array: Array, gap: float = np.nan) -> Array:
 def swapped(array: Array, first: int, second: int) -> Array:
     """The same values stored in the order of two axes swapped: a transposed view."""
     return np.ascontiguousarray(np.swapaxes(array, first, second)).swapaxes(first, second)
+
+
+def shape(rng: np.random.Generator, max_rank: int, max_size: int) -> tuple[int, ...]:
+    """A random shape of rank 1 to `max_rank`; sizes are as often tiny as large."""
+    rank = int(rng.integers(1, max_rank + 1))
+    sizes = [size(rng, max_size) for _ in range(rank)]
+    while math.prod(sizes) > MAX_ELEMENTS:
+        sizes[sizes.index(max(sizes))] //= 2
+    return tuple(sizes)
+
+
+def size(rng: np.random.Generator, max_size: int) -> int:
+    """A random size in [1, max_size], its logarithm uniform: small sizes and those off every tile are frequent."""
+    return min(max_size, int(np.exp(rng.uniform(0.0, np.log(max_size + 1.0)))))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,9 +11,11 @@ from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.parity import oracle
 from ferrum_ref.parity.bounds.dot import dot_error
 from ferrum_ref.parity.ops import bridge, draws
-from ferrum_ref.parity.ops.operation import IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.ops.operation import DRAWN, IID, Case, Expected, Inputs, Operation, bounded, case, models_of
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
+
+LOST_TERM = 2.0**-24 * (1.0 - 2.0**-20)
 
 
 def _axes(rank: int) -> tuple[str, ...]:
@@ -44,7 +47,14 @@ class Linear(Operation):
         case(IID, small=False, x=(2, 4096), N=16),
         case("tail of K", small=False, x=(2, 1536), N=64),
         case(IID, small=False, x=(1, 16384), N=4),
+        case("subnormal", x=(3, 33), N=5),
+        case("lost terms", x=(2, 250), N=3),
+        case(DRAWN, number=1),
+        case(DRAWN, number=2),
     )
+
+    def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        return {"x": draws.shape(rng, 3, 200), "N": draws.size(rng, 130)}
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         shape = case.sizes["x"]
@@ -57,6 +67,11 @@ class Linear(Operation):
             x = np.eye(size)[rng.permutation(size)[: shape[0]]]
         if case.probe == "positive":
             x, weight = np.abs(x), np.abs(weight)
+        if case.probe == "lost terms":  # each is just below half a unit of the first: a running sum may lose all
+            x, weight = np.full(shape, LOST_TERM), np.ones_like(weight)
+            x[..., 0] = 1.0
+        if case.probe == "subnormal":  # products below the storage type's range, sums within
+            x = x * 0.25 * storage.smallest_normal
         if case.probe == "cancelling":
             x[..., size // 2 :], weight[:, size // 2 :] = x[..., : size // 2], -weight[:, : size // 2]
             x[..., 0] *= 1.0 + 0.01 * rng.standard_normal()
@@ -94,7 +109,14 @@ class MatMul(Operation):
         case(IID, a=(3, 0), b=(0, 2)),
         case("strided", a=(3, 40), b=(40, 6)),
         case(IID, small=False, a=(2, 2048), b=(2048, 16)),
+        case(DRAWN, number=1),
+        case(DRAWN, number=2),
     )
+
+    def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        rows, terms, columns = (draws.size(rng, 130) for _ in range(3))
+        batch = draws.shape(rng, 2, 3) if rng.random() < 0.5 else ()
+        return {"a": (*batch, rows, terms), "b": (*batch[int(rng.integers(len(batch) + 1)) :], terms, columns)}
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         a, b = rng.standard_normal(case.sizes["a"]), rng.standard_normal(case.sizes["b"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from ferrum_ref.parity import oracle
 from ferrum_ref.parity.bounds.elementwise import elementwise_error
 from ferrum_ref.parity.bounds.norm import layer_norm_error, rms_norm_error
 from ferrum_ref.parity.ops import bridge, draws
-from ferrum_ref.parity.ops.operation import IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.ops.operation import DRAWN, IID, Case, Expected, Inputs, Operation, bounded, case, models_of
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
 
@@ -36,6 +37,8 @@ def _draw_rows(case: Case, storage: Storage, rng: np.random.Generator) -> Array:
     if case.probe == "outlier":
         x = draws.normal(rng, shape, storage, 0.01)
         x[..., rng.integers(shape[-1])] = 100.0
+    if case.probe == "far from zero":
+        x = storage.round(1000.0 + rng.standard_normal(shape))
     if case.probe == "shifted":
         x = storage.round(30.0 + rng.standard_normal(shape))
     return draws.strided(x) if case.probe == "strided" else x
@@ -64,7 +67,12 @@ class RmsNorm(Operation):
         case(IID, shape=(5, 576)),
         case(IID, small=False, shape=(2, 4096)),
         case(IID, small=False, shape=(1, 16384)),
+        case(DRAWN, number=1),
+        case(DRAWN, number=2),
     )
+
+    def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        return {"shape": draws.shape(rng, 3, 300)}
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         x = _draw_rows(case, storage, rng)
@@ -83,6 +91,20 @@ class RmsNorm(Operation):
         return [bounded("y", value, _axes(value.shape), models, errors)]
 
 
+class TensorRmsNorm(RmsNorm):
+    """The same among the primitive operations."""
+
+    name = "tensor_rms_norm"
+
+    @property
+    def algorithm_name(self) -> str:
+        return "rms_norm"
+
+    def call(self, backend: ComputeBackend, inputs: Inputs) -> tuple[Array, ...]:
+        x, weight = bridge.tensor(backend, inputs, "x"), bridge.tensor(backend, inputs, "weight")
+        return bridge.host(backend.tensor_ops().rms_norm(x, weight, inputs.settings["eps"]))
+
+
 class RmsNormResidual(Operation):
     name = "rms_norm_residual"
     cases = (
@@ -99,7 +121,12 @@ class RmsNormResidual(Operation):
         case(IID, shape=(0, 64)),
         case(IID, shape=(4, 576), eps=1e-6),
         case(IID, small=False, shape=(2, 4096)),
+        case(DRAWN, number=1),
+        case(DRAWN, number=2),
     )
+
+    def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        return {"shape": draws.shape(rng, 3, 300)}
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         x = _draw_rows(case, storage, rng)
@@ -144,7 +171,13 @@ class LayerNorm(Operation):
         case(IID, shape=(0, 64)),
         case(IID, shape=(3, 384), bias=False),
         case(IID, small=False, shape=(2, 4096)),
+        case("far from zero", shape=(8, 16)),
+        case(DRAWN, number=1),
+        case(DRAWN, number=2),
     )
+
+    def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        return {"shape": draws.shape(rng, 3, 300), "bias": bool(rng.random() < 0.5)}
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         x = _draw_rows(case, storage, rng)

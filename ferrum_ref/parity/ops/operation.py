@@ -1,4 +1,4 @@
-"""What the runner needs to know of an operation.  Clauses: PA-CASE-1..3."""
+"""What the runner needs to know of an operation.  Clauses: PA-CASE-1..5, PA-TIER-1..4."""
 
 from __future__ import annotations
 
@@ -10,18 +10,29 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ferrum_ref.interfaces.backend import ComputeBackend
-from ferrum_ref.parity.error_model import ErrorModel
+from ferrum_ref.parity.choices import Choice, Law
+from ferrum_ref.parity.error_model import DET, PROB, SHARP, ErrorModel
+from ferrum_ref.parity.statistical import reach_of
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
 
 IID = "iid"
+DRAWN = "drawn"  # its sizes are drawn too; the case that comes of it is `iid`
+RANDOM = frozenset(
+    {
+        "strided", "head-major", "transposed weight", "packed", "flat table", "shared prefix", "scattered positions",
+        "last positions", "large", "shifted", "growing residual", "near sqrt(eps)", "below sqrt(eps)", "positive",
+        "wide", "large scores", "offset", "window edge", "sinks", "soft cap", "ragged",
+    }
+)  # fmt: skip
+"""Probes of independent random numbers, though not of mean zero or not contiguous: they get the prob tier."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     """One row of an operation's list: its sizes and its probe. Its number on the command line is its place in the list.
 
-    probe "iid" means independent random data, and only such a case gets the sharp tier; `small` ones cost milliseconds.
+    probe "iid" means independent random data of mean zero; `small` cases cost milliseconds.
     """
 
     probe: str
@@ -31,6 +42,13 @@ class Case:
     @property
     def label(self) -> str:
         return " ".join([*(f"{name}={_short(size)}" for name, size in self.sizes.items()), self.probe])
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """The bounds that this case's data allow.  [PA-TIER-1..3]"""
+        if self.probe == IID:
+            return DET, PROB, SHARP
+        return (DET, PROB) if self.probe in RANDOM else (DET,)
 
 
 def _short(size: object) -> str:
@@ -61,7 +79,12 @@ class Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """One output: its float64 value (or exact integers), its axes by name, its bounds; no bound means bit for bit."""
+    """One output: its float64 value (or exact integers), its axes by name, and what may be told from it.
+
+    det, prob, sharp: the bounds of the tiers that apply; no det bound means bit for bit. reach: how far a single
+    stored result may lie from the value, for the statistical tier. choice: which indices are admissible, instead of one
+    value; law: from which distribution they come.
+    """
 
     name: str
     value: Array
@@ -69,6 +92,11 @@ class Expected:
     dtype: np.dtype[Any]
     det: Array | None = None
     sharp: Array | None = None
+    prob: Array | None = None
+    reach: Array | None = None
+    storage: Storage | None = None
+    choice: Choice | None = None
+    law: Law | None = None
 
 
 class Operation(ABC):
@@ -76,6 +104,20 @@ class Operation(ABC):
 
     name: ClassVar[str]
     cases: ClassVar[tuple[Case, ...]]
+
+    @property
+    def algorithm_name(self) -> str:
+        """The name under which a backend declares how it computes this operation."""
+        return self.name
+
+    def drawn(self, rng: np.random.Generator) -> Case:
+        """A case of random sizes for a "drawn" row of the list.  [PA-CASE-4]"""
+        return case(IID, **self.draw_sizes(rng))
+
+    def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        """Random sizes; this default body repeats those of a random `iid` case."""
+        rows = [row for row in self.cases if row.probe == IID and row.small]
+        return rows[int(rng.integers(len(rows)))].sizes
 
     @abstractmethod
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
@@ -94,14 +136,27 @@ class Operation(ABC):
 
 
 def models_of(inputs: Inputs, algorithm: Algorithm, num_outputs: int) -> list[ErrorModel]:
-    """The tiers that this case gets: det always, sharp on independent data.  [PA-TIER-2]"""
-    det = ErrorModel(algorithm, inputs.storage)
-    return [det, det.sharpened(num_outputs)] if inputs.case.probe == IID else [det]
+    """One error model for each tier that this case gets, det first.  [PA-TIER-1..3]"""
+    return [ErrorModel(algorithm, inputs.storage, tier, num_outputs) for tier in inputs.case.tiers]
 
 
 def bounded(
     name: str, value: Array, axes: tuple[str, ...], models: Sequence[ErrorModel], errors: Sequence[Array]
 ) -> Expected:
     """An output with the bounds that `errors`, one for each of `models`, have once the result is stored."""
-    bounds = [model.stored(error, value) for model, error in zip(models, errors, strict=True)]
-    return Expected(name, value, axes, models[0].storage.numpy_dtype, bounds[0], bounds[1] if len(bounds) > 1 else None)
+    bounds = {model.tier: model.stored(error, value) for model, error in zip(models, errors, strict=True)}
+    storage = models[0].storage
+    reach = reach_of(models[-1], value, errors[-1])
+    return Expected(
+        name, value, axes, storage.numpy_dtype, bounds[DET], bounds.get(SHARP), bounds.get(PROB), reach, storage
+    )
+
+
+def exact(name: str, value: Array, axes: tuple[str, ...] | None = None) -> Expected:
+    """An output that must come out bit for bit."""
+    return Expected(name, value, axes or axes_of(value.ndim), value.dtype)
+
+
+def axes_of(rank: int) -> tuple[str, ...]:
+    """axis0, axis1, ... for outputs whose axes have no meaning of their own."""
+    return tuple(f"axis{index}" for index in range(rank))

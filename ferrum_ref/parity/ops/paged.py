@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ferrum_ref.interfaces.backend import ComputeBackend
-from ferrum_ref.interfaces.kernel_ops import AttentionParams
 from ferrum_ref.parity import oracle
 from ferrum_ref.parity.ops import bridge, draws
-from ferrum_ref.parity.ops.attention import AXES, heads_errors, visible_keys
+from ferrum_ref.parity.ops.attention import AXES, heads_errors, params_of, visible_keys
 from ferrum_ref.parity.ops.attention_draws import probed
-from ferrum_ref.parity.ops.operation import IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.ops.operation import DRAWN, IID, Case, Expected, Inputs, Operation, bounded, case, models_of
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
 
@@ -45,24 +45,62 @@ class PagedAttention(Operation):
         case(IID, small=False, lens=(300, 129, 16, 511), T=1, H=9, G=3, D=64, block=16),
         case("needle", small=False, lens=(4096,), T=1, H=8, G=1, D=64, block=16, place=2049),
         case("needle", small=False, lens=(16384,), T=1, H=2, G=1, D=64, block=16, place=16368),
+        case("soft cap", lens=(40, 9), T=2, H=4, G=2, D=64, block=16, softcap=5.0),
+        case("sinks", lens=(33, 7), T=1, H=8, G=2, D=64, block=16, sinks=True),
+        case("sinks", lens=(20, 3), T=3, H=4, G=1, D=64, block=8, sinks=True, window=6),
+        case("needle at the window edge", lens=(60,), T=1, H=4, G=1, D=64, block=16, window=17, place=43),
+        case("needle behind the window", lens=(60,), T=1, H=4, G=1, D=64, block=16, window=17, place=42),
+        case(IID, lens=(16, 32, 48), T=1, H=8, G=8, D=64, block=16),
+        case("ragged", lens=(1, 63, 17, 0, 16), T=1, H=7, G=1, D=64, block=16),
+        case("needle", lens=(33,), T=2, H=4, G=2, D=120, block=16, place=15),
+        case("later blocks first", lens=(50, 50), T=1, H=4, G=2, D=64, block=16),
+        case(IID, lens=(30,), T=2, H=2, G=1, D=192, block=16),
+        case("huge scores", lens=(30, 21), T=1, H=3, G=1, D=64, block=8),
+        case(DRAWN, number=1),
+        case(DRAWN, number=2),
+        case(DRAWN, number=3),
+        case("needle page", small=False, lens=(131072,), T=1, H=1, G=1, D=64, block=16, place=70016, page=16),
+        case("needle", small=False, lens=(16384,), T=1, H=1, G=1, D=64, block=16, place=5003),
     )
+
+    def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        num_tokens, num_kv_heads = draws.size(rng, 5), draws.size(rng, 3)
+        lens = tuple(num_tokens + int(rng.integers(0, 70)) for _ in range(draws.size(rng, 4)))
+        sizes: dict[str, Any] = {
+            "lens": lens,
+            "T": num_tokens,
+            "H": num_kv_heads * int(rng.choice([1, 2, 3, 4, 7])),
+            "G": num_kv_heads,
+            "D": int(rng.choice([32, 64, 80, 128])),
+            "block": int(rng.choice([1, 4, 7, 8, 16, 32])),
+        }
+        if rng.random() < 0.3:
+            sizes["window"] = draws.size(rng, 40)
+        if rng.random() < 0.25:
+            sizes["softcap"] = float(rng.uniform(2.0, 40.0))
+        if rng.random() < 0.25:
+            sizes["sinks"] = True
+        return sizes
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         sizes = case.sizes
         lens, block, size = sizes["lens"], sizes["block"], sizes["D"]
         scale = size**-0.5
         table, num_blocks = block_table(lens, block, rng, shared=1 if case.probe == "shared prefix" else 0)
+        if case.probe == "later blocks first":  # ids fall along the sequence
+            table = -np.sort(-table, axis=1)
         caches = [draws.filled((num_blocks, block, sizes["G"], size), np.nan, storage) for _ in range(2)]
         queries = np.zeros((len(lens), sizes["T"], sizes["H"], size))
         for batch, length in enumerate(lens):
             shapes = [queries.shape[1:], (length, sizes["G"], size), (length, sizes["G"], size)]
-            queries[batch], *rows = probed(case.probe, rng, shapes, scale, sizes.get("place"))
+            queries[batch], *rows = probed(case.probe, rng, shapes, scale, sizes.get("place"), sizes.get("page", 1))
             for cache, row in zip(caches, rows, strict=True):
                 cache.reshape(-1, sizes["G"], size)[slots_of(table[batch], length, block)] = storage.round(row)
         q = storage.round(queries)
         arrays = {"q": q[:, 0] if sizes["T"] == 1 else q, "k_cache": caches[0], "v_cache": caches[1]}
-        causal, window = sizes.get("causal", True), sizes.get("window", 0)
-        params = AttentionParams(sizes["H"], sizes["G"], size, scale, causal, window)
+        if sizes.get("sinks"):
+            arrays["sinks"] = draws.normal(rng, (sizes["H"],), storage)
+        params = params_of(sizes, scale, sizes.get("causal", True))
         return Inputs(case, storage, arrays, {"params": params, "table": table, "lens": np.array(lens, dtype=np.int64)})
 
     def call(self, backend: ComputeBackend, inputs: Inputs) -> tuple[Array, ...]:
@@ -71,15 +109,17 @@ class PagedAttention(Operation):
         if inputs.case.probe == "flat table":
             flat = [int(block) for block in settings["table"][0]]
             return bridge.host(attention.paged_attention(q, k_cache, v_cache, flat, settings["params"]))
+        more = {"sinks": bridge.tensor(backend, inputs, "sinks")} if "sinks" in inputs.arrays else {}
         result = attention.paged_attention(
-            q, k_cache, v_cache, settings["table"], settings["params"], context_lens=settings["lens"]
+            q, k_cache, v_cache, settings["table"], settings["params"], context_lens=settings["lens"], **more
         )
         return bridge.host(result)
 
     def expect(self, inputs: Inputs, algorithm: Algorithm) -> Sequence[Expected]:
         q, settings = inputs.exact("q"), inputs.settings
         k_cache, v_cache, params = inputs.exact("k_cache"), inputs.exact("v_cache"), settings["params"]
-        value = oracle.paged_attention(q, k_cache, v_cache, settings["table"], params, settings["lens"])
+        sinks = inputs.exact("sinks") if "sinks" in inputs.arrays else None
+        value = oracle.paged_attention(q, k_cache, v_cache, settings["table"], params, settings["lens"], sinks)
         models = models_of(inputs, algorithm, value.size)
         queries = q if q.ndim == 4 else q[:, None]
         errors = [np.zeros(queries.shape) for _ in models]
@@ -87,7 +127,7 @@ class PagedAttention(Operation):
             slots = slots_of(settings["table"][batch], int(length), k_cache.shape[1])
             keys, values = (cache.reshape(-1, *cache.shape[2:])[slots] for cache in (k_cache, v_cache))
             visible = visible_keys(queries.shape[1], int(length), params)
-            parts = heads_errors(models, queries[batch], keys, values, params.softmax_scale, visible)
+            parts = heads_errors(models, queries[batch], keys, values, params, visible, sinks)
             for error, part in zip(errors, parts, strict=True):
                 error[batch] = part
         axes = AXES if q.ndim == 4 else (AXES[0], *AXES[2:])
@@ -120,10 +160,12 @@ class WriteKv(Operation):
 
     name = "write_kv"
     cases = (
-        case("scattered slots", T=5, blocks=3, block=16, G=2, D=64),
+        case(IID, T=5, blocks=3, block=16, G=2, D=64),
         case("skipped rows", T=6, blocks=2, block=8, G=3, D=64),
         case("every slot", T=12, blocks=3, block=4, G=1, D=80),
         case("no rows", T=0, blocks=2, block=4, G=1, D=64),
+        case(IID, T=20, blocks=9, block=8, G=1, D=16),
+        case(IID, T=7, blocks=4, block=7, G=2, D=33),
     )
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
@@ -132,8 +174,8 @@ class WriteKv(Operation):
         cache[rng.integers(sizes["blocks"])] = np.nan
         num_slots = sizes["blocks"] * sizes["block"]
         slots = rng.permutation(num_slots)[: sizes["T"]]
-        if case.probe == "skipped rows":  # the last slot stays free: what -1 means must not be the end of the cache
-            slots = rng.permutation(num_slots - 1)[: sizes["T"]]
+        if case.probe == "skipped rows":  # first and last slot stay free: a skipped row goes to neither
+            slots = 1 + rng.permutation(num_slots - 2)[: sizes["T"]]
             slots[::2] = -1
         rows = draws.normal(rng, (sizes["T"], sizes["G"], sizes["D"]), storage)
         return Inputs(case, storage, {"cache": cache, "rows": rows}, {"slots": slots})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.parity import oracle
 from ferrum_ref.parity.bounds.rope import rope_error
 from ferrum_ref.parity.ops import bridge, draws
-from ferrum_ref.parity.ops.operation import IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.ops.operation import DRAWN, IID, Case, Expected, Inputs, Operation, bounded, case, models_of
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
 
@@ -37,7 +38,20 @@ class RotaryEmbedding(Operation):
         case("packed", B=1, T=4, H=3, D=64, P=16),
         case(IID, B=1, T=0, H=2, D=64, P=16),
         case(IID, B=2, T=37, H=9, D=64, P=64, small=False),
+        case("large positions", B=1, T=5, H=2, D=64, P=4096),
+        case(DRAWN, number=1),
+        case(DRAWN, number=2),
     )
+
+    def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        num_tokens = draws.size(rng, 20)
+        return {
+            "B": draws.size(rng, 3),
+            "T": num_tokens,
+            "H": draws.size(rng, 9),
+            "D": 2 * draws.size(rng, 64),
+            "P": num_tokens + draws.size(rng, 50),
+        }
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         sizes = case.sizes
@@ -71,6 +85,8 @@ class RotaryEmbedding(Operation):
 def _positions(probe: str, num_tokens: int, num_positions: int, rng: np.random.Generator) -> Array:
     if probe == "scattered positions":
         return rng.permutation(num_positions)[:num_tokens]
+    if probe == "large positions":
+        return num_positions - 1 - 7 * np.arange(num_tokens)
     if probe == "last positions":
         return np.arange(num_positions - num_tokens, num_positions)
     if probe == "repeated position":

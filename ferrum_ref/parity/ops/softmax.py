@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.parity import oracle
 from ferrum_ref.parity.bounds.softmax import softmax_error
 from ferrum_ref.parity.ops import bridge, draws
-from ferrum_ref.parity.ops.operation import IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.ops.operation import DRAWN, IID, Case, Expected, Inputs, Operation, bounded, case, models_of
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
 
@@ -33,7 +34,14 @@ class Softmax(Operation):
         case(IID, shape=(0, 8), axis=-1),
         case(IID, shape=(2, 1000), axis=-1),
         case(IID, small=False, shape=(1, 49152), axis=-1),
+        case("far apart", shape=(3, 17), axis=-1),
+        case(DRAWN, number=1),
+        case(DRAWN, number=2),
     )
+
+    def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
+        shape = draws.shape(rng, 3, 130)
+        return {"shape": shape, "axis": int(rng.integers(-len(shape), len(shape)))}
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         shape = case.sizes["shape"]
@@ -42,6 +50,8 @@ class Softmax(Operation):
             x = rng.uniform(-60.0, 60.0, shape)
         if case.probe == "offset":  # overflows unless the maximum is taken off
             x = 0.4 * x + 1000.0
+        if case.probe == "far apart":  # every probability but one is below the accumulator's range
+            x = 100.0 * np.arange(shape[-1]) * np.ones(shape)
         if case.probe == "equal":
             x = np.full(shape, 0.75)
         if case.probe == "one winner":

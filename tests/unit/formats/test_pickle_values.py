@@ -40,7 +40,7 @@ VALUES = st.recursive(
 @pytest.mark.clause("WL-PICKLE-1")
 @given(VALUES, st.sampled_from([2, 3, 4, 5]))
 def test_plain_values(value: Any, protocol: int) -> None:
-    if protocol == 2 and b"_codecs" in pickle.dumps(value, 2):
+    if protocol == 2 and any(name in pickle.dumps(value, 2) for name in (b"_codecs", b"__builtin__")):
         return  # bytes take a call at protocol 2
     assert reader(pickle.dumps(value, protocol)).load() == value
 

@@ -80,3 +80,30 @@ def test_lies_are_named(name: str, tmp_path: Path) -> None:
         SafetensorsFile(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.clause("MD-SAFE-4", "MD-SAFE-5")
+def test_bytes_are_views_of_the_file_that_outlive_closing(tmp_path: Path) -> None:
+    path = write(tmp_path / "w.safetensors", {"a": F4, "empty": {**F4, "shape": [0, 3], "data_offsets": [16, 16]}}, b"")
+    path.write_bytes(path.read_bytes() + np.arange(4, dtype=np.float32).tobytes())
+    file = SafetensorsFile(path)
+    first, second = file.packed("a"), file.packed("a")
+    assert np.shares_memory(first, second)
+    assert not first.flags.writeable
+    assert file.packed("empty").shape == (0, 0)
+    with pytest.raises(NotFoundError, match="'b': got no such name"):
+        file.packed("b")
+    file.release("a")
+    file.close()
+    assert first.view(np.float32).tolist() == [0, 1, 2, 3]
+    with pytest.raises(FerrumIOError, match="'a': the file was closed"):
+        file.packed("a")
+
+
+@pytest.mark.clause("MD-SAFE-4")
+@pytest.mark.parametrize("padding", range(8))
+def test_tensors_may_begin_at_any_byte(padding: int, tmp_path: Path) -> None:
+    header = json.dumps({"a": F4}).encode() + b" " * padding
+    values = np.array([1.5, -2.0, 3e-40, np.inf], np.float32)
+    file = SafetensorsFile(write(tmp_path / "w.safetensors", header, values.tobytes()))
+    assert file.packed("a").view(np.float32).tobytes() == values.tobytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -12,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from ferrum_ref.errors import InvalidParameterError, ShapeError, UnsupportedError
 from ferrum_ref.kernels.quant import FORMATS, decode, encode, quant_format
 
+FP8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 BLOCK_FORMATS = ("Q4_0", "Q4_1", "Q8_0")
 ODD_HALVES = (0x0000, 0x8000, 0x0001, 0x03FF, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E01, 0x3C00)
 
@@ -24,6 +26,8 @@ def theirs(name: str, packed: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         if name == "F64":
             return packed.view("<f8").astype(np.float32)
+        if name in FP8:
+            return torch.from_numpy(packed).view(FP8[name]).float().numpy()
         return gguf.dequantize(packed, gguf.GGMLQuantizationType[name])
 
 
@@ -34,9 +38,15 @@ def packed_rows(name: str, rows: int, elements: int, seed: int) -> np.ndarray:
 
 @pytest.mark.clause("MD-QUANT-1")
 def test_block_sizes_are_ggmls() -> None:
+    for name in FP8:
+        assert FORMATS[name].packed_bytes(12) == 12
     for name, layout in FORMATS.items():
+        if name in FP8:
+            continue
         assert gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]] == (layout.block_elements, layout.block_bytes)
-    with pytest.raises(UnsupportedError, match="'Q9_K', expected one of F64, F32, F16, BF16, Q4_0, Q4_1, Q5_0"):
+    with pytest.raises(
+        UnsupportedError, match="'Q9_K', expected one of F64, F32, F16, BF16, F8_E4M3, F8_E5M2, Q4_0, Q4_1, Q5_0"
+    ):
         quant_format("Q9_K")
 
 
@@ -45,7 +55,11 @@ def test_block_sizes_are_ggmls() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_random_bytes_decode_as_in_ggml(name: str, seed: int) -> None:
     packed = packed_rows(name, rows=7, elements=256 * 90, seed=seed)  # several chunks, the last one short
-    assert np.array_equal(bits(decode(name, packed)), bits(theirs(name, packed)))
+    ours, reference = decode(name, packed), theirs(name, packed)
+    if name in FP8:  # a NaN has no payload of its own there
+        assert np.array_equal(np.isnan(ours), np.isnan(reference))
+        ours, reference = np.nan_to_num(ours), np.nan_to_num(reference)
+    assert np.array_equal(bits(ours), bits(reference))
 
 
 @pytest.mark.clause("MD-QUANT-2")
@@ -92,7 +106,8 @@ def test_out_is_filled_in_place(name: str) -> None:
     packed = packed_rows(name, rows=3, elements=512, seed=9)
     out = np.full((3, 512), 7, np.float32)
     assert decode(name, packed, out) is out
-    assert np.array_equal(bits(out), bits(theirs(name, packed)))
+    assert np.array_equal(bits(out), bits(decode(name, packed)))
+    assert np.array_equal(out, theirs(name, packed), equal_nan=True)
 
 
 @pytest.mark.clause("MD-QUANT-3")
@@ -129,6 +144,14 @@ def test_bf16_rounds_as_ggml_does(patterns: np.ndarray) -> None:
 
 
 @pytest.mark.clause("MD-QUANT-4")
+@pytest.mark.parametrize("name", FP8)
+@given(hnp.arrays(np.float32, 16, elements=st.floats(width=32, allow_nan=False)))
+def test_fp8_rounds_as_torch_does(name: str, values: np.ndarray) -> None:
+    values = values.clip(-448, 448)  # beyond its range torch saturates E4M3 and makes infinities of E5M2
+    assert np.array_equal(encode(name, values), torch.from_numpy(values).to(FP8[name]).view(torch.uint8).numpy())
+
+
+@pytest.mark.clause("MD-QUANT-4")
 def test_plain_formats_round_once() -> None:
     values = np.array([1.0, 1 + 2**-11, 1 + 3 * 2**-11, 65520.0, -np.inf, 1e-8], np.float32)
     assert encode("F16", values).view("<f2").tolist() == [1.0, 1.0, 1 + 2**-9, np.inf, -np.inf, 0.0]
@@ -161,6 +184,32 @@ def test_round_trip_stays_within_the_step(name: str, steps: float) -> None:
     step = {"Q8_0": largest / 127, "Q4_0": largest / 8, "Q4_1": span / 15}[name]
     error = np.abs(decode(name, encode(name, values)) - values).max(-1)
     assert (error <= steps * step + 3 * 2.0**-11 * largest).all()
+
+
+@pytest.mark.clause("MD-QUANT-5")
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    exponent=st.integers(-3, 1),
+    kind=st.sampled_from(["normal", "positive", "negative", "spike", "two sided"]),
+)
+def test_each_number_decodes_within_half_its_stored_step(name: str, seed: int, exponent: int, kind: str) -> None:
+    """The step is the d that was stored. Q4_0 has 8 steps on one side and 7 on the other, where it clips beyond 7.5."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((4, 32))
+    if kind in ("positive", "negative"):
+        values = (np.abs(values) + 1) * (1 if kind == "positive" else -1)
+    elif kind == "spike":
+        values[:, rng.integers(32)] *= 1000
+    elif kind == "two sided":
+        values = np.sign(values)
+    source = (values * 10.0**exponent).astype(np.float32)
+    packed = encode(name, source)
+    step = packed.reshape(4, -1)[:, :2].copy().view("<f2").astype(np.float64)
+    error = np.abs(decode(name, packed).astype(np.float64) - source)
+    rounding = 3 * 2.0**-11 * np.abs(source).max(-1, keepdims=True) + 16 * 2.0**-24  # of d and m to float16
+    clipped = source / np.where(step == 0, 1, step) > 7.5 if name == "Q4_0" else np.zeros_like(source, bool)
+    assert (error <= np.where(clipped, 1.0, 0.5) * np.abs(step) + rounding).all()
 
 
 @pytest.mark.clause("MD-QUANT-5")

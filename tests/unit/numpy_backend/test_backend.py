@@ -288,3 +288,19 @@ def test_the_random_generator_is_injected():
     assert (one.to_numpy() == two.to_numpy()).all()
     other = NumpyBackend().tensor_factory().normal((4,), 0.0, 1.0, DataType.FP32, Device.CPU)
     assert (other.to_numpy() != one.to_numpy()).any()
+
+
+@pytest.mark.clause("BK-NUMPY-11")
+def test_operations_over_lists_and_awaited_ones_are_its_own() -> None:
+    backend = make_backend("cpu")
+    x = backend.tensor_factory().from_numpy(np.arange(4, dtype=np.float32).reshape(2, 2))
+    (product,) = backend.tensor_batch_ops().batch_matmul([x], [x])
+    awaited = backend.async_tensor_ops()
+    assert awaited is backend.async_tensor_ops()
+    assert np.array_equal(asyncio.run(awaited.matmul_async(x, x)).to_numpy(), product.to_numpy())
+    asyncio.run(backend.shutdown())
+    with pytest.raises(BackendError):
+        asyncio.run(awaited.matmul_async(x, x))
+    for accessor in (backend.tensor_batch_ops, backend.async_tensor_ops):
+        with pytest.raises(BackendError):
+            accessor()

@@ -19,7 +19,7 @@ from ferrum_ref.parity.cells import gather, has_failed
 from ferrum_ref.parity.ops.catalogue import OPERATIONS, operation_named
 from ferrum_ref.parity.ops.operation import Inputs
 from ferrum_ref.parity.report import cells_as_json, failure_lines, parity_table, summary_line
-from ferrum_ref.parity.runner import FAILED, PASSED, SKIPPED, UNSUPPORTED, Selection, draw_case, run, run_case
+from ferrum_ref.parity.runner import FAILED, PASSED, SKIPPED, UNSUPPORTED, WAIVED, Selection, draw_case, run, run_case
 from ferrum_ref.parity.subject import BackendSubject, FunctionSubject
 from ferrum_ref.parity.units import STORAGES
 from ferrum_ref.types.algorithm import Algorithm
@@ -29,7 +29,8 @@ ADD = operation_named("add")
 
 
 def honest_add(inputs: Inputs) -> tuple[np.ndarray[Any, Any], ...]:
-    total = inputs.arrays["a"].astype(np.float32) + inputs.arrays["b"].astype(np.float32)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        total = inputs.arrays["a"].astype(np.float32) + inputs.arrays["b"].astype(np.float32)
     return (total.astype(inputs.storage.numpy_dtype),)
 
 
@@ -58,13 +59,18 @@ def test_inputs_are_the_same_in_every_process(repository: Path) -> None:
 @pytest.mark.clause("PA-CASE-1", "PA-CASE-2", "PA-CASE-3")
 def test_the_lists_hold_what_the_judge_promises() -> None:
     required = "rms_norm rms_norm_residual rotary_embedding attention paged_attention write_kv silu_mul gelu linear "
-    required += "softmax embedding argmax matmul add mul silu gelu_tanh layer_norm"
+    required += "softmax embedding argmax matmul add mul silu gelu_tanh layer_norm sub div relu sample_token cast "
+    required += (
+        "quantized_linear_q4_0 quantized_linear_q8_0 concat split transpose permute tensor_rms_norm tensor_gelu "
+    )
+    required += "batch_matmul stack unstack pad_batch matmul_async softmax_async decode_step"
     assert {operation.name for operation in OPERATIONS} == set(required.split())
-    attention = [one.sizes for name in ("attention", "paged_attention") for one in operation_named(name).cases]
+    named = [one for name in ("attention", "paged_attention") for one in operation_named(name).cases]
+    attention = [one.sizes for one in named if one.probe != "drawn"]
     assert {1, 3, 4, 7, 8} <= {sizes["H"] // sizes["G"] for sizes in attention}
     assert {64, 80, 96, 120, 128, 192, 256} <= {sizes["D"] for sizes in attention}
     assert max(sizes.get("S", 0) for sizes in attention) == 131072
-    assert max(max(sizes.get("lens", (0,)), default=0) for sizes in attention) == 16384
+    assert max(max(sizes.get("lens", (0,)), default=0) for sizes in attention) == 131072
     for operation in OPERATIONS:
         assert len(operation.cases) >= 4
         labels = [case.label for case in operation.cases]
@@ -72,7 +78,8 @@ def test_the_lists_hold_what_the_judge_promises() -> None:
         drawn = [draw_case(operation, FP32, index, 0) for index, case in enumerate(operation.cases) if case.small]
         sizes = [array.size for inputs in drawn for array in inputs.arrays.values()]
         sizes += [len(inputs.settings["ids"]) for inputs in drawn if "ids" in inputs.settings]
-        assert operation.name == "argmax" or 0 in sizes  # an empty row has no largest element
+        sizes += [inputs.settings["start"] for inputs in drawn if "start" in inputs.settings]
+        assert operation.name in ("argmax", "sample_token") or 0 in sizes  # an empty row has no largest element
 
 
 @pytest.mark.clause("PA-CASE-3")
@@ -179,7 +186,7 @@ def test_a_failure_says_where_and_how_to_see_it_again() -> None:
     document = cells_as_json(cells)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert document[0]["worst_case"]["worst"]["coordinates"] == {"axis0": 2, "axis1": 4}
-    assert document[0]["cases"] == {PASSED: len(ADD.cases) - 1, FAILED: 1, UNSUPPORTED: 0, SKIPPED: 0}
+    assert document[0]["cases"] == {PASSED: len(ADD.cases) - 1, FAILED: 1, UNSUPPORTED: 0, SKIPPED: 0, WAIVED: 0}
 
 
 @pytest.mark.clause("PA-REPORT-1")
@@ -192,7 +199,7 @@ def test_the_table_has_a_row_for_each_operation_and_every_state() -> None:
     from rich.console import Console
 
     cells = gather(run(subject_of(half), Selection(operations=["add", "mul"])))
-    console = Console(width=120, file=io.StringIO())
+    console = Console(width=160, file=io.StringIO())
     console.print(parity_table(cells, "a title"))
     text = console.file.getvalue()
     assert "add" in text

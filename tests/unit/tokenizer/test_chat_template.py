@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from ferrum_ref.errors import TokenizerError
+from ferrum_ref.errors import InvalidParameterError, TokenizerError
 from ferrum_ref.interfaces.tokenizer import ChatMessage
 from ferrum_ref.tokenizer import HuggingFaceTokenizer, load_tokenizer
 from ferrum_ref.tokenizer.chat_template import ChatTemplate
@@ -69,6 +69,73 @@ def test_role_and_content_win_over_metadata() -> None:
     assert template.render([message]) == "user=hi!"
 
 
+@pytest.mark.clause("TK-CHAT-6")
+def test_variables_of_the_template() -> None:
+    """They go before the special tokens; the arguments' own names are taken."""
+    template = ChatTemplate("{{ thinks }}{{ bos_token }}{{ documents[0].title }}", SPECIAL)
+    variables = {"thinks": False, "bos_token": "<mine>"}
+    assert template.render(CHAT, variables=variables, documents=[{"title": "T"}]) == "False<mine>T"
+    with pytest.raises(InvalidParameterError, match="variables: got 'tools', expected other names"):
+        template.render(CHAT, variables={"tools": []})
+
+
+@pytest.mark.clause("TK-CHAT-4")
+def test_values_keep_their_shape(byte_backend: Tokenizer) -> None:
+    """What a template prints of a tuple, a key that is a number, a large number: as in transformers."""
+    text = "{% for m in messages %}{{ m.content }} {{ m.content | tojson }};{% endfor %}"
+    values: list[Any] = [(1, "a"), {1: (2.5, None), "x": [True]}, 10**30, 1e300, float("inf"), "é\u2028<", [[]]]
+    chat = [{"role": "user", "content": value} for value in values]
+    theirs = PreTrainedTokenizerFast(tokenizer_object=byte_backend)
+    expected = theirs.apply_chat_template(chat, chat_template=text, tokenize=False)
+    assert ChatTemplate(text).render(chat) == expected
+    assert "(1, 'a') [1, \"a\"]" in expected
+
+
+@pytest.mark.clause("TK-CHAT-8")
+@pytest.mark.parametrize(
+    ("last", "field", "expected"),
+    [
+        ({"content": "so "}, True, "<user>hi<assistant>so "),
+        ({"content": [{"type": "text", "text": "a"}, {"type": "image"}]}, True, "<user>hi<assistant>a"),
+        ({"content": "x", "reasoning": "hm"}, "reasoning_content", "<user>hi<assistant>hm"),
+        ({"content": "x", "thinking": "hm"}, "thinking", "<user>hi<assistant>hm"),
+    ],
+)
+def test_going_on_with_the_last_message(last: Any, field: Any, expected: str, byte_backend: Tokenizer) -> None:
+    text = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.reasoning_content }}{% if m.content is string %}{{ m.content }}"
+        "{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}{% endfor %}<end>"
+    )
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", **last}]
+    theirs = PreTrainedTokenizerFast(tokenizer_object=byte_backend)
+    rendered = theirs.apply_chat_template(chat, chat_template=text, continue_final_message=field, tokenize=False)
+    ours = ChatTemplate(text).render(chat, continue_final_message=field, add_generation_prompt=False)
+    assert ours == rendered == expected
+    assert "CONTINUE" not in str(chat)
+
+
+@pytest.mark.clause("TK-CHAT-8")
+@pytest.mark.parametrize(
+    ("text", "chat", "message"),
+    [
+        ("{{ messages[0].content }}", [], "got no messages, expected a message to go on with"),
+        ("{{ messages[0].content }}", [{"role": "x"}], "got a last message without 'content'"),
+        (
+            "{{ messages[0].role }}",
+            [{"role": "x", "content": "y"}],
+            "got 'content', expected a field that the template",
+        ),
+        ("{{ messages[0].content }}", [{"role": "x", "content": [{"a": 1}]}], "got a last message without text"),
+        ("{{ messages[0].role }}{# content #}", [{"role": "x", "content": "y"}], "got a template that drops the last"),
+    ],
+)
+def test_nothing_to_go_on_with(text: str, chat: list[Any], message: str) -> None:
+    with pytest.raises(InvalidParameterError, match=f"continue_final_message: {message}"):
+        ChatTemplate(text).render(chat, continue_final_message=True, add_generation_prompt=False)
+    with pytest.raises(InvalidParameterError, match="got it with add_generation_prompt, expected one of the two"):
+        ChatTemplate(text).render(chat, continue_final_message=True)
+
+
 @pytest.mark.clause("TK-CHAT-3")
 def test_the_clock_is_an_argument() -> None:
     template = ChatTemplate("{{ strftime_now('%d %b %Y') }}", now=lambda: datetime(2024, 7, 26))
@@ -119,6 +186,10 @@ def test_the_sandbox_holds(text: str) -> None:
 def test_metadata_must_be_json() -> None:
     with pytest.raises(TokenizerError, match=r"metadata: .* expected JSON values"):
         ChatTemplate("x").render([ChatMessage("user", "hi", {"file": object()})])
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(TokenizerError, match="message: got a value that holds itself, expected JSON"):
+        ChatTemplate("x").render([{"role": "user", "content": endless}])
 
 
 @pytest.mark.clause("TK-CHAT-2")

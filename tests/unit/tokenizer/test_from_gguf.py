@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ferrum_ref.errors import FerrumError, InvalidFormatError, InvalidParameterError, NotFoundError, UnsupportedError
 from ferrum_ref.formats.gguf import GgufFile
 from ferrum_ref.tokenizer import HuggingFaceTokenizer, load_tokenizer
+from ferrum_ref.tokenizer.byte_level import PRE_KINDS
 from ferrum_ref.tokenizer.from_gguf import tokenizer_from_gguf
 
 GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -171,13 +172,46 @@ def test_the_template_sees_the_files_special_tokens() -> None:
     assert tokenizer.apply_chat_template([ChatMessage.user("x")]) == "<|begin|>x<|end|>"
 
 
+@pytest.mark.clause("TK-GGUF-6", "TK-CHAT-9")
+def test_named_templates() -> None:
+    facts = metadata(chat_template="plain") | {"tokenizer.chat_template.tool_use": "{{ eos_token }}"}
+    tokenizer = tokenizer_from_gguf(facts | {"tokenizer.chat_templates": ("tool_use",), "tokenizer.chat_template.x": 1})
+    assert tokenizer.apply_chat_template([]) == "plain"
+    assert tokenizer.apply_chat_template([], tools=[]) == "<|end|>"
+    assert set(tokenizer.named_chat_templates) == {"tool_use"}
+
+
+@pytest.mark.clause("TK-GGUF-5")
+def test_the_default_kind_keeps_numbers_together() -> None:
+    """llama.cpp's "default" would cut 12345! into 123, 45 and !."""
+    tokenizer = tokenizer_from_gguf(metadata(pre="default"))
+    assert [tokenizer.token_text(i) for i in tokenizer.encode("12", False)] == ["12"]
+    pieces = PRE_KINDS["default"].pre_tokenizer().pre_tokenize_str("12345!?")
+    assert [piece for piece, _ in pieces] == ["12345", "!?"]
+
+
+@pytest.mark.clause("TK-GGUF-2", "TK-SPECIAL-1")
+def test_a_role_is_special_unless_its_token_is_ordinary() -> None:
+    """Some files name an ordinary token for unknown text; in a text it is what it looks like."""
+    exclamation = 3 + SPELLING.index("!")
+    typed = tokenizer_from_gguf(metadata(unknown_token_id=exclamation))
+    assert typed.decode(typed.encode("a!", False), True) == "a!"
+    assert typed.special_tokens().unk_token == exclamation
+    untyped = tokenizer_from_gguf(metadata(unknown_token_id=exclamation, token_type=None))
+    assert untyped.decode(untyped.encode("a!", False), True) == "a"
+
+
 @pytest.mark.clause("TK-GGUF-1", "TK-GGUF-2")
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model": "llama"}, UnsupportedError, "tokenizer.ggml.model: got 'llama', expected 'gpt2'"),
+        (
+            {"model": "rwkv"},
+            UnsupportedError,
+            "tokenizer.ggml.model: got 'rwkv', expected one of gpt2, llama, t5, bert",
+        ),
         ({"model": None}, InvalidFormatError, "tokenizer.ggml.model: got NoneType"),
-        ({"pre": "qwen2"}, UnsupportedError, "tokenizer.ggml.pre: got 'qwen2', expected one of smollm, gpt-2"),
+        ({"pre": "kimi-k2"}, UnsupportedError, "tokenizer.ggml.pre: got 'kimi-k2', expected one of default, gpt-2"),
         ({"pre": None}, InvalidFormatError, "tokenizer.ggml.pre: got NoneType, expected a string"),
         ({"tokens": None}, InvalidFormatError, "tokens: got NoneType, expected an array of strings"),
         ({"tokens": ()}, InvalidFormatError, "tokens: got tuple"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from ferrum_ref.errors import InvalidParameterError, TokenizerError
 from ferrum_ref.interfaces.tokenizer import ChatMessage, TokenizerType
@@ -63,6 +65,44 @@ def test_ids_beyond_the_vocabulary(tokenizer: HuggingFaceTokenizer) -> None:
     for wrong in (-1, 2**32):
         with pytest.raises(InvalidParameterError, match=f"token id: got {wrong}, expected one in"):
             tokenizer.decode([104, wrong], True)
+
+
+@pytest.mark.clause("TK-DECODE-2", "TK-STREAM-1")
+@pytest.mark.parametrize("wrong", [1.0, "a", None])
+def test_ids_that_are_no_integers(tokenizer: HuggingFaceTokenizer, wrong: Any) -> None:
+    with pytest.raises(InvalidParameterError, match=f"token id: got {wrong!r}, expected an integer"):
+        tokenizer.decode([104, wrong], True)
+    with pytest.raises(InvalidParameterError, match=f"token id: got {wrong!r}, expected an integer"):
+        tokenizer.decode_incremental_with_state(tokenizer.create_state(), wrong)
+    assert tokenizer.decode(np.array([104, 105], np.uint32), True) == "hi"
+
+
+@pytest.mark.clause("TK-ENCODE-4")
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.WordLevel(vocab={"a": 0}, unk_token="[UNK]"),
+        models.WordPiece(vocab={"a": 0}, unk_token="[UNK]"),
+        models.Unigram(vocab=[("a", 0.0)]),
+    ],
+    ids=["wordlevel", "wordpiece", "unigram"],
+)
+def test_text_that_no_token_stands_for(model: models.Model) -> None:
+    tokenizer = HuggingFaceTokenizer(Tokenizer(model))
+    assert tokenizer.encode("a", False) == [0]
+    with pytest.raises(TokenizerError, match=r"encode: text: .*expected text that the vocabulary can spell") as caught:
+        tokenizer.encode("b", False)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.clause("TK-INFO-3")
+def test_lookups_of_what_no_vocabulary_spells(byte_backend: Tokenizer) -> None:
+    byte_backend.normalizer = normalizers.Lowercase()
+    byte_backend.add_tokens([AddedToken("Read Me", normalized=True)])
+    tokenizer = HuggingFaceTokenizer(byte_backend)
+    assert tokenizer.token_id("\ud800") is None
+    assert tokenizer.token_text(264) == "Read Me"
+    assert tokenizer.token_id("Read Me") == 264
 
 
 @pytest.mark.clause("TK-INFO-1", "TK-INFO-2", "TK-INFO-3")

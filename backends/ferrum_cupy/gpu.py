@@ -1,0 +1,233 @@
+"""A GPU through CuPy.  Clauses: BK-CUPY-1..3 (specs/backend_cupy.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import cupy
+import numpy as np
+
+from ferrum_cupy.machine import DeviceArray, DeviceEvent, DeviceStream, Machine, source_of
+from ferrum_ref.errors import BackendError, DeviceError, ResourceExhaustedError, UnsupportedError
+from ferrum_ref.types.devices import DataType, Device
+
+_CUDA_R_32F, _CUDA_R_16F, _CUDA_R_16BF = 0, 2, 14
+_CUBLAS_TYPES = {DataType.FP32: _CUDA_R_32F, DataType.FP16: _CUDA_R_16F, DataType.BF16: _CUDA_R_16BF}
+_COMPUTE_32F, _COMPUTE_32F_PEDANTIC, _GEMM_DEFAULT = 68, 69, -1
+
+
+def open_gpu(name: str) -> Gpu:
+    """The GPU of that name. Raises UnsupportedError with the reason where there is none."""
+    try:
+        device = Device.parse(name)
+    except DeviceError as error:
+        raise UnsupportedError(error.message) from error
+    if device.kind != "cuda":
+        raise UnsupportedError(f"make_backend: device: got {name!r}, expected cuda or cuda:N, all that cupy drives")
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise UnsupportedError(
+            f"make_backend: cupy {cupy.__version__} finds no usable NVIDIA GPU or driver ({error})"
+        ) from error
+    ordinal = device.ordinal or 0
+    if ordinal >= count:
+        raise UnsupportedError(f"make_backend: device: got {name!r}, expected cuda:0 to cuda:{count - 1}")
+    return Gpu(ordinal)
+
+
+@contextmanager
+def _failures(operation: str) -> Iterator[None]:
+    """What the driver reports, as a BackendError."""
+    try:
+        yield
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise BackendError(f"{operation}: the GPU failed: {error}") from error
+
+
+class GpuEvent(DeviceEvent):
+    """A CUDA event without timing."""
+
+    def __init__(self, event: Any) -> None:
+        self.event = event
+
+    @property
+    def is_done(self) -> bool:
+        with _failures("event"):
+            return bool(self.event.done)
+
+    def synchronize(self) -> None:
+        with _failures("event"):
+            self.event.synchronize()
+
+
+class GpuStream(DeviceStream):
+    """A CUDA stream that the default stream neither waits for nor holds up."""
+
+    def __init__(self, device: Any) -> None:
+        self._device = device
+        with device:
+            self.stream = cupy.cuda.Stream(non_blocking=True)
+
+    def record(self) -> GpuEvent:
+        with self._device:
+            return GpuEvent(self.stream.record(cupy.cuda.Event(disable_timing=True)))
+
+    def wait(self, event: DeviceEvent) -> None:
+        if not isinstance(event, GpuEvent):
+            raise BackendError(f"wait_event: got {type(event).__name__}, expected an event of a GPU")
+        with self._device:
+            self.stream.wait_event(event.event)
+
+    def poll(self) -> bool:
+        with _failures("is_stream_ready"):
+            return bool(self.stream.done)
+
+    def synchronize(self) -> None:
+        with _failures("synchronize_stream"):
+            self.stream.synchronize()
+
+
+class Gpu(Machine):
+    """Kernels are compiled on first use, once for each file and set of definitions; CuPy keeps them on disk."""
+
+    xp = cupy
+
+    def __init__(self, ordinal: int) -> None:
+        self.device = Device.CUDA(ordinal)
+        self._device = cupy.cuda.Device(ordinal)
+        self._modules: dict[tuple[str, tuple[tuple[str, int], ...]], Any] = {}
+
+    def launch(
+        self,
+        source: str,
+        kernel: str,
+        defines: Mapping[str, int],
+        grid: tuple[int, int, int],
+        threads: int,
+        arguments: Sequence[Any],
+    ) -> None:
+        key = (source, tuple(sorted(defines.items())))
+        with self._device:
+            if key not in self._modules:
+                options = ("-std=c++17", *(f"-D{name}={value}" for name, value in key[1]))
+                self._modules[key] = cupy.RawModule(code=source_of(source), options=options)
+            given = [np.uintp(0) if argument is None else argument for argument in arguments]
+            self._modules[key].get_function(kernel)(grid, (threads, 1, 1), tuple(given))
+
+    def to_host(self, array: DeviceArray) -> Any:
+        return cupy.asnumpy(array)
+
+    def multiply(self, a: DeviceArray, b: DeviceArray, dtype: DataType) -> DeviceArray:
+        """cuBLAS in its pedantic float32 mode for float32: no TF32; 16-bit factors multiply exactly."""
+        (rows, inner), columns = a.shape, b.shape[0]
+        out = cupy.empty((rows, columns), np.float32)
+        if not out.size:
+            return out
+        if not inner:
+            out.fill(0)
+            return out
+        from cupy_backends.cuda.libs import cublas  # loads the library, which a machine may lack
+
+        kind = _CUBLAS_TYPES[dtype]
+        compute = _COMPUTE_32F_PEDANTIC if dtype is DataType.FP32 else _COMPUTE_32F
+        a, b = cupy.ascontiguousarray(a), cupy.ascontiguousarray(b)
+        one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+        with self._device:
+            handle = self._device.cublas_handle
+            cublas.setPointerMode(handle, cublas.CUBLAS_POINTER_MODE_HOST)
+            # row-major out = a b^T is column-major out^T = b a^T
+            cublas.gemmEx(
+                handle, cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, columns, rows, inner, one.ctypes.data,
+                b.data.ptr, kind, inner, a.data.ptr, kind, inner, zero.ctypes.data,
+                out.data.ptr, _CUDA_R_32F, columns, compute, _GEMM_DEFAULT,
+            )  # fmt: skip
+        return out
+
+    def check_graphs(self) -> None:
+        """Every GPU that CuPy drives records graphs."""
+
+    def record(self, step: Callable[[], DeviceArray]) -> Callable[[], DeviceArray]:
+        """A first run, outside the recording, compiles kernels and fills the memory pool: neither may happen within."""
+        with self._device:
+            stream = cupy.cuda.Stream(non_blocking=True)
+            stream.wait_event(cupy.cuda.get_current_stream().record())
+            with stream:
+                step()
+                stream.begin_capture()
+                result = step()
+                graph = stream.end_capture()
+            stream.synchronize()
+
+        def replay() -> DeviceArray:
+            graph.launch(cupy.cuda.get_current_stream())
+            return result
+
+        return replay
+
+    def synchronize(self) -> None:
+        self._device.synchronize()
+
+    def used_bytes(self) -> int:
+        with self._device:
+            return int(cupy.get_default_memory_pool().used_bytes())
+
+    @cached_property
+    def _name(self) -> str:
+        return str(cupy.cuda.runtime.getDeviceProperties(self._device.id)["name"].decode())
+
+    def describe(self) -> dict[str, Any]:
+        return {"cupy": cupy.__version__, "gpu": self._name, "cuda": cupy.cuda.runtime.runtimeGetVersion()}
+
+    def lendable_bytes(self) -> int:
+        """What the driver calls free, and what CuPy's pool keeps for reuse."""
+        with self._device:
+            return int(cupy.cuda.runtime.memGetInfo()[0] + cupy.get_default_memory_pool().free_bytes())
+
+    def allocate_bytes(self, num_bytes: int) -> DeviceArray:
+        """From CuPy's pool. Its memory is free in the order of the current stream, so that is waited for."""
+        with self._device:
+            try:
+                memory = cupy.get_default_memory_pool().malloc(num_bytes)
+            except cupy.cuda.memory.OutOfMemoryError as error:
+                raise ResourceExhaustedError(
+                    f"allocate_bytes: no {num_bytes} bytes on {self.device}: {error}"
+                ) from error
+            cupy.cuda.get_current_stream().synchronize()
+            return cupy.ndarray((num_bytes,), np.uint8, memory)
+
+    def address(self, array: DeviceArray) -> int:
+        return int(array.data.ptr)
+
+    def copy_bytes(self, target: DeviceArray, source: DeviceArray, stream: DeviceStream | None) -> None:
+        chosen = self._copies if stream is None else stream
+        if not isinstance(chosen, GpuStream):
+            raise BackendError(f"copy: stream: got {type(chosen).__name__}, expected a stream of a GPU")
+        with self._device, _failures("copy"):
+            target.data.copy_from_device_async(source.data, target.nbytes, chosen.stream)
+            if stream is None:
+                chosen.stream.synchronize()
+
+    def fill_bytes(self, target: DeviceArray, value: int) -> None:
+        with self._device, _failures("fill"):
+            target.data.memset_async(value, target.nbytes, self._copies.stream)
+            self._copies.stream.synchronize()
+
+    def write_bytes(self, target: DeviceArray, data: Any) -> None:
+        with self._device, _failures("write"):
+            target.data.copy_from_host_async(data.ctypes.data, target.nbytes, self._copies.stream)
+            self._copies.stream.synchronize()
+
+    def new_stream(self) -> GpuStream:
+        return GpuStream(self._device)
+
+    @cached_property
+    def _copies(self) -> GpuStream:
+        return self.new_stream()
+
+    @property
+    def truncates(self) -> bool:
+        return True

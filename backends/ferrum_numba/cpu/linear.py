@@ -1,0 +1,148 @@
+"""Matrix products, packed weights and the embedding table.
+
+Dense float32 products are BLAS's, as numpy calls it. Narrow weights meet a few rows as they are stored; for more rows
+some of the weight at a time is unpacked to float32, which is exact, and multiplied by BLAS.
+Clauses: BK-NCPU-12..13 (specs/backend_numba.md), KN-LINEAR-*, KN-QLINEAR-*, KN-EMBED-* (specs/kernels.md).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferrum_numba.cpu.addresses import address_of
+from ferrum_numba.cpu.conversion import FLOAT8, FLOAT32, KINDS, common_type, require_float, round_to, run_of, widen
+from ferrum_numba.cpu.integers import as_integers
+from ferrum_numba.cpu.matrices import multiply, multiply_rows, unpack_rows
+from ferrum_numba.cpu.vector import BLOCK, BLOCK_BYTES, I8, Q4_0, Q8_0
+from ferrum_ref.errors import InvalidParameterError, ShapeError, UnsupportedError
+from ferrum_ref.interfaces.kernel_ops import Ints, QuantScheme
+from ferrum_ref.interfaces.tensor import matmul_output_shape
+
+Array = NDArray[Any]
+Float32 = NDArray[np.float32]
+
+FEW_ROWS: Final = 4  # of x: more are better served by unpacking and BLAS
+ELEMENTS_AT_A_TIME: Final = 1 << 18  # of an unpacked weight: 1 MB of float32, within one core's second-level cache
+
+
+def linear(x: Array, weight: Array) -> Array:
+    """y = x @ weight.T; x (..., in) of rank >= 1, weight (out, in); result in x's type. Pure. Raises ShapeError."""
+    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
+        raise ShapeError(
+            f"linear: input {x.shape} and weight {weight.shape}, expected (..., in) and (out, in); "
+            "weights are stored output first"
+        )
+    require_float(weight, "linear")
+    rows = widen(x, "linear").reshape(math.prod(x.shape[:-1]), weight.shape[1])
+    if weight.dtype in (FLOAT32, FLOAT8):
+        with np.errstate(all="ignore"):
+            y = np.matmul(rows, widen(weight, "linear").T)
+    else:
+        y = _stored_product(rows, run_of(weight), KINDS[weight.dtype], None)
+    return round_to(y, x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def quantized_linear(x: Array, packed: Array, scheme: QuantScheme) -> Array:
+    """y = x @ W.T, W the float32 values of ggml blocks of 32 weights: q4_0 (q - 8) d, q8_0 q d
+
+    x (..., in); packed (out, in/32 * block bytes) uint8, a block being a float16 scale d and its 4- or 8-bit quanta.
+    Activations are never quantised. Result in x's type. Pure.
+    Raises UnsupportedError for groups other than 32; ShapeError for other shapes or element types.
+    """
+    if not isinstance(scheme, QuantScheme.Q4_0 | QuantScheme.Q8_0) or scheme.group_size != BLOCK:
+        raise UnsupportedError(
+            f"quantized_linear: scheme: got {scheme}, expected Q4_0 or Q8_0 with group_size={BLOCK}, "
+            "ggml's blocks; dequantise and call linear"
+        )
+    kind = Q4_0 if isinstance(scheme, QuantScheme.Q4_0) else Q8_0
+    if (
+        packed.dtype != np.uint8
+        or packed.ndim != 2
+        or x.ndim < 1
+        or packed.shape[1] * BLOCK != x.shape[-1] * BLOCK_BYTES[kind]
+    ):
+        raise ShapeError(
+            f"quantized_linear: input {x.shape} and packed_weight {packed.shape} of {packed.dtype}, "
+            f"expected (..., in) and uint8 (out, in/{BLOCK}*{BLOCK_BYTES[kind]})"
+        )
+    rows = widen(x, "quantized_linear").reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y = _stored_product(rows, run_of(packed), kind, None)
+    return round_to(y, x.dtype).reshape(*x.shape[:-1], packed.shape[0])
+
+
+def row_scaled_linear(x: Array, weight: Array, scales: Array) -> Array:
+    """y_o = scales_o sum_i weight_oi x_i: int8 weights with one float32 scale for each output (extension).
+
+    x (..., in) any float; weight (out, in) int8; scales (out,) float32. Activations are never quantised. Result in x's
+    type. Pure. Raises ShapeError for other shapes or element types.
+    """
+    if (
+        weight.dtype != np.int8
+        or weight.ndim != 2
+        or x.ndim < 1
+        or x.shape[-1] != weight.shape[1]
+        or scales.shape != weight.shape[:1]
+        or scales.dtype != FLOAT32
+    ):
+        raise ShapeError(
+            f"row_scaled_linear: input {x.shape}, weight {weight.shape} of {weight.dtype}, scales {scales.shape} of "
+            f"{scales.dtype}; expected (..., in), int8 (out, in) and float32 (out,)"
+        )
+    rows = widen(x, "row_scaled_linear").reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    y = _stored_product(rows, run_of(weight), I8, run_of(scales))
+    return round_to(y, x.dtype).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def _stored_product(rows: Float32, weight: Array, kind: int, scales: Float32 | None) -> Float32:
+    """rows (M, in) times the stored weight's values, transposed: (M, out) float32."""
+    rows = run_of(rows)
+    (num_rows, size), num_outputs = rows.shape, weight.shape[0]
+    stride = weight.strides[0] if weight.size else 0
+    if num_rows <= FEW_ROWS:
+        y = np.empty((num_rows, num_outputs), FLOAT32)
+        multiply(
+            multiply_rows.address,
+            *(kind, address_of(weight), stride, 0 if scales is None else address_of(scales)),
+            *(address_of(rows), address_of(y), num_rows, size, num_outputs),
+        )
+        return y
+    y = np.empty((num_rows, num_outputs), FLOAT32)
+    step = max(1, ELEMENTS_AT_A_TIME // max(1, size))
+    unpacked = np.empty((min(step, num_outputs), size), FLOAT32)
+    for start in range(0, num_outputs, step):
+        stop = min(start + step, num_outputs)
+        factors = 0 if scales is None else address_of(scales) + 4 * start
+        source = address_of(weight) + start * stride
+        unpack_rows(kind, source, stride, factors, address_of(unpacked), stop - start, size)
+        with np.errstate(all="ignore"):
+            y[:, start:stop] = np.matmul(rows, unpacked[: stop - start].T)
+    return y
+
+
+def embedding(table: Array, ids: Ints) -> Array:
+    """y[t] = table[ids[t]]; table (V, E) any type, ids T integers; result (T, E). Pure.
+
+    Raises ShapeError if table is not a matrix; InvalidParameterError for an id outside [0, V) or not an integer.
+    """
+    if table.ndim != 2:
+        raise ShapeError(f"embedding: table {table.shape}, expected (V, E)")
+    index = as_integers("embedding", "ids", ids)
+    if index.size and not 0 <= int(index.min()) <= int(index.max()) < table.shape[0]:
+        bad = index[(index < 0) | (index >= table.shape[0])]
+        raise InvalidParameterError(
+            f"embedding: ids: got {int(bad[0])}, expected 0 <= id < {table.shape[0]}; "
+            "the tokenizer and the model disagree"
+        )
+    return np.take(table, index, axis=0)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """a @ b: [.., m, k] x [.., k, n] -> [.., m, n] in the common type; leading axes broadcast. Pure."""
+    matmul_output_shape(a.shape, b.shape)
+    with np.errstate(all="ignore"):
+        product = np.matmul(widen(a, "matmul"), widen(b, "matmul"))
+    return round_to(product, common_type("matmul", a.dtype, b.dtype))

@@ -1,0 +1,169 @@
+"""Where kernels run: a GPU, or the simulator on the host.  Arrays are flat; a launch is queued and may return before it
+has run.   Clauses: BK-NCUDA-3, BK-NCUDA-5, BK-NCUDA-17 (specs/backend_numba_cuda.md).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferrum_numba.gpu.kernel import Kernel, cuda
+from ferrum_numba.simulator import Schedule, Simulator
+from ferrum_numba.simulator.memory import poison
+from ferrum_ref.errors import DeviceError, InternalError
+from ferrum_ref.types.devices import Device
+
+DeviceArray = Any  # numba's DeviceNDArray, or a numpy array under the simulator
+Grid = int | tuple[int, int, int]
+SCALARS = {"int64": int, "float32": np.float32, "float64": np.float64}
+
+
+class Machine(ABC):
+    """Memory and launches of one device."""
+
+    device: Device
+    description: str
+
+    @abstractmethod
+    def empty(self, count: int, element: np.dtype[Any]) -> DeviceArray:
+        """A flat array of at least one element, holding anything."""
+
+    @abstractmethod
+    def upload(self, host: NDArray[Any]) -> DeviceArray:
+        """A copy of a flat, contiguous host array of at least one element."""
+
+    @abstractmethod
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        """A copy on the host, once everything queued is done."""
+
+    @abstractmethod
+    def launch(self, kernel: Kernel, grid: Grid, block: Grid, *arguments: Any, shared_bytes: int = 0) -> None:
+        """Queue `kernel`. Mutates the arrays that it writes."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Return when all that is queued is done."""
+
+    def used_bytes(self) -> int | None:
+        """Memory in use on the device; None if it does not tell."""
+        return None
+
+
+class SimulatedMachine(Machine):
+    """Kernels run by `ferrum_numba.simulator` on host memory; what was never written is NaN, or the largest integer."""
+
+    def __init__(self, schedule: Schedule = Schedule.FORWARDS) -> None:
+        self.device = Device.CPU
+        self.description = "simulator"
+        self.simulator = Simulator(schedule)
+
+    def empty(self, count: int, element: np.dtype[Any]) -> DeviceArray:
+        return poison(max(count, 1), element)
+
+    def upload(self, host: NDArray[Any]) -> DeviceArray:
+        return host.copy()
+
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        return np.array(array)
+
+    def launch(self, kernel: Kernel, grid: Grid, block: Grid, *arguments: Any, shared_bytes: int = 0) -> None:
+        checked = as_declared(kernel, arguments)
+        self.simulator.launch(kernel.function, grid, block, *checked, shared_bytes=shared_bytes)
+
+    def synchronize(self) -> None:
+        """Nothing is ever queued."""
+
+
+class NvidiaMachine(Machine):
+    """One NVIDIA GPU through numba-cuda, on a stream of its own; each kernel is compiled at its first launch."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self._gpu = cuda.gpus[device.ordinal or 0]
+        self._compiled: dict[Kernel, Any] = {}
+        with self._gpu:
+            self._stream = cuda.stream()
+            name = cuda.get_current_device().name
+        self.description = name.decode() if isinstance(name, bytes) else str(name)
+
+    def empty(self, count: int, element: np.dtype[Any]) -> DeviceArray:
+        with self._gpu:
+            return cuda.device_array(max(count, 1), element, stream=self._stream)
+
+    def upload(self, host: NDArray[Any]) -> DeviceArray:
+        with self._gpu:
+            return cuda.to_device(host, stream=self._stream)
+
+    def download(self, array: DeviceArray) -> NDArray[Any]:
+        with self._gpu:
+            host: NDArray[Any] = array.copy_to_host(stream=self._stream)
+            self._stream.synchronize()
+        return host
+
+    def launch(self, kernel: Kernel, grid: Grid, block: Grid, *arguments: Any, shared_bytes: int = 0) -> None:
+        with self._gpu:
+            if kernel not in self._compiled:
+                self._compiled[kernel] = cuda.jit(kernel.signature)(kernel.function)
+            self._compiled[kernel][grid, block, self._stream, shared_bytes](*arguments)
+
+    def synchronize(self) -> None:
+        with self._gpu:
+            self._stream.synchronize()
+
+    def used_bytes(self) -> int | None:
+        with self._gpu:
+            free, total = cuda.current_context().get_memory_info()
+        return int(total) - int(free)
+
+
+def open_machine(device: str) -> Machine:
+    """The machine that "simulator", "cuda" or "cuda:N" names. Raises DeviceError with the reason if there is none."""
+    if device == "simulator":
+        return SimulatedMachine()
+    target = Device.parse(device)
+    reason = why_unusable(target)
+    if reason:
+        raise DeviceError(f"make_backend: device: got {target}, {reason}")
+    return NvidiaMachine(target)
+
+
+def why_unusable(device: Device) -> str:
+    """Why numba-cuda cannot use `device` here, and the remedy; "" if it can. Pure."""
+    if device.kind != "cuda":
+        return "expected cuda, cuda:N or simulator; another backend computes on the CPU: numba-cpu"
+    if not cuda.is_available():
+        told = " ".join(str(cuda.cuda_error() or "no device found").split())
+        return f"but numba-cuda finds no usable NVIDIA GPU ({told}); install a driver, or use device 'simulator'"
+    count = len(cuda.gpus)
+    if device.ordinal is None or device.ordinal >= count:
+        return f"expected cuda:0 to cuda:{count - 1}; correct the index"
+    return ""
+
+
+def usable_devices() -> list[Device]:
+    """Every GPU that numba-cuda can use here. Pure."""
+    return [Device.CUDA(index) for index in range(len(cuda.gpus))] if cuda.is_available() else []
+
+
+def as_declared(kernel: Kernel, arguments: Sequence[Any]) -> list[Any]:
+    """The arguments with the types that the kernel's signature gives them.  [BK-NCUDA-17]
+
+    Raises InternalError for an array of another type or layout, or a number that does not fit.
+    """
+    if len(arguments) != len(kernel.parameters):
+        raise InternalError(f"{kernel.name}: {len(arguments)} arguments, expected {len(kernel.parameters)}")
+    return [_as_declared(kernel, *pair) for pair in zip(kernel.parameters, arguments, strict=True)]
+
+
+def _as_declared(kernel: Kernel, parameter: str, value: Any) -> Any:
+    if parameter in SCALARS:
+        if parameter == "int64" and not isinstance(value, int | np.integer):
+            raise InternalError(f"{kernel.name}: got {value!r}, expected an integer, as declared")
+        return SCALARS[parameter](value)
+    if not isinstance(value, np.ndarray) or f"{value.dtype.name}[::1]" != parameter or not value.flags.c_contiguous:
+        raise InternalError(f"{kernel.name}: got {getattr(value, 'dtype', type(value))}, expected {parameter}")
+    return value

@@ -1,0 +1,1 @@
+"""What sound models have in common: spectrograms, rates, convolutions over time, phonemes."""
