@@ -78,8 +78,7 @@ def test_every_prefix_has_clauses_in_the_file_beside_it(rows: list[list[str]], r
 
 
 def test_every_room_of_the_specs_that_states_a_contract_is_there(rows: list[list[str]], repository: Path) -> None:
-    """The other rooms are this project's own: plug-ins, files, quantisation, step loop, judge, simulator, parallel runs,
-    verification."""
+    """The other rooms are this project's own: plug-ins, files, step loop, judge, simulator, verification and so on."""
     rooms = {prefix[:2] for row in rows for prefix in row[3].split(", ")}
     found = {
         id_

@@ -45,8 +45,8 @@ def cast_host(values: NDArray[Any], dtype: DataType) -> NDArray[Any]:
     """`cast` for host arrays. Pure. Raises DeviceError for NaN -> integer."""
     target = HOST_TYPES[dtype]
     is_float = values.dtype.kind not in "iub"
-    wide = values.astype(np.float64 if is_float else np.int64)
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"):  # signalling NaNs, overflow to infinity
+        wide = values.astype(np.float64 if is_float else np.int64)
         if dtype is DataType.BOOL:
             return np.asarray(wide != 0)
         if dtype is DataType.BF16:

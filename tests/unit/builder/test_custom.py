@@ -266,3 +266,23 @@ def test_the_default_forward_says_so() -> None:
     layer = Plain()
     with pytest.raises(UnsupportedError, match="override forward"):
         layer.forward(FACTORY.from_numpy(np.ones((1, 2), np.float32)), {}, BACKEND)
+
+
+@pytest.mark.clause("MB-CUSTOM-6")
+def test_a_low_rank_adapter_is_the_model_with_a_changed_output_matrix(
+    saved: Any, build: Any, prompt_logits: Any, judge_logits: Any
+) -> None:
+    from ferrum_ref.builder.low_rank import LowRankAdapter
+
+    model, rng = saved(1), np.random.default_rng(4)
+    down, up = rng.standard_normal((3, 32)) / 6, rng.standard_normal((32, 3)) / 2
+    executor = build(LowRankAdapter("lora", "final_norm", down, up, FACTORY, scale=0.5))
+    head = model.tiny.tensors["lm_head.weight"].astype(np.float64)
+    merged = {**model.tiny.tensors, "lm_head.weight": (head + 0.5 * head @ up @ down).astype(np.float32)}
+    exact, floats = (judge_logits(model.tiny.config, merged, model.ids, wide)[0] for wide in (True, False))
+    found = prompt_logits(executor, model.ids)
+    assert np.abs(found - exact).max() <= 4 * np.abs(floats - exact).max()
+    assert np.abs(found - prompt_logits(build(), model.ids)).max() > 0.1
+    for bad in ((down, up.T, 1.0), (down[0], up, 1.0), (down, up, np.inf)):
+        with pytest.raises(ConfigError, match=r"expected \(R, E\), \(E, R\) and a finite scale"):
+            LowRankAdapter("lora", "final_norm", bad[0], bad[1], FACTORY, scale=bad[2])

@@ -8,6 +8,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from ferrum_torch.collectives import make_collectives
@@ -224,3 +225,20 @@ def test_embedding_rows_are_exact_and_bad_ids_refused_everywhere(
         found = run_ranks(4, work)
     assert all(np.array_equal(rows, table) for rows, _ in found)
     assert sorted(count for _, count in found) == [16, 17, 17, 17]
+
+
+@pytest.mark.clause("TP-RUN-2", "TP-COLL-2")
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_narrow_partial_sums_are_added_in_float32_and_rounded_once(name: str) -> None:
+    backend = load_backend(name)
+    parts = [np.random.default_rng(rank).standard_normal((3, 50)).astype(ml_dtypes.bfloat16) for rank in range(3)]
+
+    def work(peers: Collectives) -> Any:
+        mine = backend.tensor_factory().from_numpy(parts[peers.rank].astype(np.float32)).to_dtype(DataType.BF16)
+        total = Across(backend, peers).summed(mine)
+        assert total.dtype() is DataType.BF16
+        return np.array(total.to_numpy(), np.float32)
+
+    first, second, third = (part.astype(np.float32) for part in parts)
+    expected = (first + second + third).astype(ml_dtypes.bfloat16).astype(np.float32)
+    assert all(np.array_equal(each, expected) for each in run_ranks(3, work))

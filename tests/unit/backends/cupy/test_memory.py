@@ -200,8 +200,11 @@ def test_a_device_that_has_no_more(small: Make, machine: Machine) -> None:
 def test_what_a_growing_pool_takes(small: Make, machine: Machine) -> None:
     manager = small(1000, pool={"initial_size": 100, "growth_increment": 50})
     manager.allocate_now(80, CPU)
-    manager.allocate_now(40, CPU)
+    second = manager.allocate_now(40, CPU)
     assert machine.asked == [100, 50]
+    third = manager.allocate_now(5, CPU)  # 20 bytes are left in one region, 10 in the other
+    places = {row[0]: row[2] for row in manager.layout(CPU)}
+    assert places[third] == places[second] + 40
     whole = small(1000, pool={"initial_size": 100, "growth_increment": 50})
     whole.allocate_now(120, CPU)  # the first region is empty and becomes part of it
     assert machine.asked[2:] == [150]

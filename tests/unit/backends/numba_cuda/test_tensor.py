@@ -83,6 +83,19 @@ def test_rounding_to_sixteen_bits_is_ieees_on_every_kind_of_value(factory: Any) 
         assert back[~nan].tobytes() == expected[~nan].astype(np.float32).tobytes()
 
 
+@pytest.mark.clause("BK-NCUDA-4", "BK-NCUDA-10")
+def test_fp8_is_stored_and_converted_with_saturation_and_not_computed_with(factory: Any, ops: Any) -> None:
+    signalling = np.array([0x7F800001], np.uint32).view(np.float32)
+    x = factory.from_numpy(np.concatenate([np.array([1.0625, 1.1875, 500.0, -np.inf], np.float32), signalling]))
+    eight = x.to_dtype(DataType.FP8)
+    assert eight.to_numpy().dtype == np.dtype(ml_dtypes.float8_e4m3fn)
+    back = eight.to_dtype(DataType.BF16).to_numpy().astype(np.float64)
+    assert back[:4].tolist() == [1.0, 1.25, 448.0, -448.0]
+    assert np.isnan(back[4])
+    with pytest.raises(BackendError, match="expected fp32, fp16 or bf16"):
+        ops.silu(eight)
+
+
 @pytest.mark.clause("BK-NCUDA-10")
 def test_integers_convert_as_the_contract_says(factory: Any) -> None:
     big = factory.from_numpy(np.array([2**25 + 2**17 + 1, -7], np.int32))
