@@ -89,9 +89,7 @@ class TransientKv:
         """Keep this layer's k, v `[N, G, D]` until the next layer's."""
         self._layer = (layer, k, v)
 
-    def attend(
-        self, layer: int, q: TensorRef, params: AttentionParams, *, sinks: TensorRef | None = None
-    ) -> TensorRef:
+    def attend(self, layer: int, q: TensorRef, params: AttentionParams, *, sinks: TensorRef | None = None) -> TensorRef:
         """q `[N, H, D]` -> `[N, H, D]`; neighbours of equal length share one call.  Raises UnsupportedError."""
         if self._layer is None or self._layer[0] != layer:
             raise UnsupportedError(f"forward: layer {layer} attends over keys that were never given; use prefill")

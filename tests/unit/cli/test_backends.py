@@ -105,7 +105,7 @@ def test_without_torch_loading_is_one_clear_line() -> None:
 
 
 @pytest.mark.clause("BK-PLUGIN-6", "BK-PLUGIN-8")
-@pytest.mark.parametrize("command", [["generate", "smollm2-135m", "hello"], ["parity"]])
+@pytest.mark.parametrize("command", [["generate", "smollm2-135m", "hello"], ["parity", "--in-process"]])
 def test_asking_for_an_absent_torch_is_one_line_and_exit_code_2(command: list[str]) -> None:
     arguments = [*command, "--backend", "torch"]
     done = without_torch(f"from ferrum_ref.cli.main import main\nsys.exit(main({arguments!r}))")
