@@ -31,7 +31,8 @@ from ferrum_numba.cpu.vector import (
 
 KEYS_AT_A_TIME = 512
 TOKENS_AT_A_TIME = 16
-SMALLEST_PARALLEL = 200_000  # products of q and k that are worth more than one thread
+SMALLEST_PARALLEL = 200_000  # products of q and k that are worth more than one thread, of a decode step
+SMALLEST_PARALLEL_PREFILL = 100_000_000  # between matrix products, whose threads still spin: see SMALLEST_CHUNK in rows
 RUN = 64  # rows worked on together, at most
 MOST_SPLIT_TOKENS = 4  # more queries than that give the threads enough to do without splitting the keys
 
@@ -287,7 +288,8 @@ def attend(
     """
     num_blocks = (tokens + TOKENS_AT_A_TIME - 1) // TOKENS_AT_A_TIME
     num_tasks = batches * num_blocks * num_groups * splits
-    if threads == 1 or work < SMALLEST_PARALLEL:
+    worth = SMALLEST_PARALLEL_PREFILL if tokens > MOST_SPLIT_TOKENS else SMALLEST_PARALLEL
+    if threads == 1 or work < worth:
         for task in range(num_tasks):
             call(attend_part, (
                 task, attend_keys, num_groups, num_blocks, splits, q, k, v, tables, table_size, block_size, lengths,

@@ -34,6 +34,7 @@ from ferrum_numba.cpu.vector import (
 )
 
 WEIGHTS_A_CHUNK = 16384  # worth a thread
+UNPACKED_A_CHUNK = 1 << 24  # the same between matrix products, whose threads still spin for milliseconds
 
 
 @device
@@ -143,7 +144,7 @@ def unpack_run(start, stop, kind, weight, stride, scales, out, size):
 @parallel_kernel
 def unpack_rows(threads, kind, weight, stride, scales, out, num_rows, size):
     """float32 (num_rows, size) of stored rows."""
-    chunks = num_chunks(threads, num_rows, WEIGHTS_A_CHUNK // max(1, size))
+    chunks = num_chunks(threads, num_rows, UNPACKED_A_CHUNK // max(1, size))
     if chunks == 1:
         unpack_run(0, num_rows, kind, weight, stride, scales, out, size)
         return

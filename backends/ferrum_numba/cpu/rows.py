@@ -20,7 +20,7 @@ from ferrum_numba.cpu.floats import element_bytes, exp32, room_for, store, widen
 from ferrum_numba.cpu.threads import chunk_bounds, num_chunks
 from ferrum_numba.cpu.vector import F32, largest, scale_past_cache
 
-SMALLEST_CHUNK = 8192  # elements worth a thread
+SMALLEST_CHUNK = 1 << 20  # elements worth a thread: one that wakes beside BLAS's own, still spinning, waits for ms
 LARGE = 1 << 20  # elements of a float32 result that no cache of a core holds until it is read
 
 
