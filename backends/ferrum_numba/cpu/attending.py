@@ -1,9 +1,8 @@
-"""Kernels of attention over keys and values that lie in blocks; contiguous ones are one block a sequence.
+"""Attention of a few queries over keys and values that lie in blocks; contiguous ones are one block a sequence.
 
 Keys are taken KEYS_AT_A_TIME at a time. Such a part of a sequence gives, for each query row and head, the largest score
-m, the sum l of exp(score - m), and the sum o of exp(score - m) v; parts are joined in order of their keys. Few queries
-have their parts computed by different threads (split-KV), many have different threads for different queries: the
-numbers are the same.
+m, the sum l of exp(score - m), and the sum o of exp(score - m) v. Parts are computed by different threads (split-KV)
+and joined in order of their keys. Many queries are `prefill`'s.
 Clauses: BK-NCPU-10..11 (specs/backend_numba.md), KN-ATTN-*, KN-PAGED-* (specs/kernels.md).
 """
 
@@ -30,11 +29,8 @@ from ferrum_numba.cpu.vector import (
 )
 
 KEYS_AT_A_TIME = 512
-TOKENS_AT_A_TIME = 16
-SMALLEST_PARALLEL = 200_000  # products of q and k that are worth more than one thread, of a decode step
-SMALLEST_PARALLEL_PREFILL = 100_000_000  # between matrix products, whose threads still spin: see SMALLEST_CHUNK in rows
+SMALLEST_PARALLEL = 200_000  # products of q and k that are worth more than one thread
 RUN = 64  # rows worked on together, at most
-MOST_SPLIT_TOKENS = 4  # more queries than that give the threads enough to do without splitting the keys
 
 
 @device
@@ -203,58 +199,28 @@ def empty_part(held):
     held[0] = np.float32(-np.inf)
 
 
-@routine(integers=22, floats=2)
+@routine(integers=21, floats=2)
 def attend_part(
-    task, attend_keys, num_groups, num_blocks, splits, q, k, v, tables, table_size, block_size, lengths, tokens, heads,
-    size, v_size, k_head_bytes, v_head_bytes, kind, causal, window, parts, scale, cap,
+    task, attend_keys, num_groups, splits, q, k, v, tables, table_size, block_size, lengths, tokens, heads, size,
+    v_size, k_head_bytes, v_head_bytes, kind, causal, window, parts, scale, cap,
 ):  # fmt: skip
-    """One task: a sequence, a block of its tokens, a kv head, and one part of the keys or all of them."""
+    """One task: a sequence's tokens, a kv head, and one part of the keys."""
     ratio, width = heads // num_groups, v_size + 2
     group, rest = task % num_groups, task // num_groups  # the heads of one part lie side by side in memory
-    split, rest = rest % splits, rest // splits
-    block, b = rest % num_blocks, rest // num_blocks
-    block = block // 2 if block % 2 == 0 else num_blocks - 1 - block // 2  # threads get early and late tokens alike
-    t_start = block * TOKENS_AT_A_TIME
-    t_stop = min(tokens, t_start + TOKENS_AT_A_TIME)
+    split, b = rest % splits, rest // splits
     length = integers_at(lengths + 8 * b, 1)[0]
-    offset = length - tokens
-    table = tables + 8 * b * table_size
     queries = q + 4 * (b * tokens * heads + group * ratio) * size
-    out = parts + 4 * (((b * splits + split) * tokens + t_start) * heads + group * ratio) * width
-    k_group, v_group = k + group * k_head_bytes, v + group * v_head_bytes
-    k_row_bytes, v_row_bytes = num_groups * k_head_bytes, num_groups * v_head_bytes
-    end = max(0, min(length, offset + t_stop)) if causal else length
-    count = t_stop - t_start
-    if splits > 1:
-        start, stop = split * KEYS_AT_A_TIME, min(end, (split + 1) * KEYS_AT_A_TIME)
-        for t in range(count):
-            for head in range(ratio):
-                empty_part(floats_at(out + 4 * (t * heads + head) * width, width))
-        if start < stop:
-            call(attend_keys, (
-                queries, 4 * heads * size, t_start, t_stop, ratio, size, k_group, v_group, table, block_size,
-                k_row_bytes, v_row_bytes, v_size, kind, start, stop, offset, causal, window, out, 4 * heads * width,
-                scale, cap,
-            ))  # fmt: skip
-        return
-    for t in range(count):
+    out = parts + 4 * ((b * splits + split) * tokens * heads + group * ratio) * width
+    for t in range(tokens):
         for head in range(ratio):
             empty_part(floats_at(out + 4 * (t * heads + head) * width, width))
-    found = np.empty(count * ratio * width, np.float32)
-    start = max(0, first_visible(offset + t_start, window)) // KEYS_AT_A_TIME * KEYS_AT_A_TIME
-    while start < end:
-        stop = min(end, start + KEYS_AT_A_TIME)
+    start, stop = split * KEYS_AT_A_TIME, min(length, (split + 1) * KEYS_AT_A_TIME)
+    if start < stop:
         call(attend_keys, (
-            queries, 4 * heads * size, t_start, t_stop, ratio, size, k_group, v_group, table, block_size, k_row_bytes,
-            v_row_bytes, v_size, kind, start, stop, offset, causal, window, found.ctypes.data, 4 * ratio * width,
-            scale, cap,
+            queries, 4 * heads * size, 0, tokens, ratio, size, k + group * k_head_bytes, v + group * v_head_bytes,
+            tables + 8 * b * table_size, block_size, num_groups * k_head_bytes, num_groups * v_head_bytes, v_size, kind,
+            start, stop, length - tokens, causal, window, out, 4 * heads * width, scale, cap,
         ))  # fmt: skip
-        for t in range(count):
-            for head in range(ratio):
-                held = floats_at(out + 4 * (t * heads + head) * width, width)
-                place = (t * ratio + head) * width
-                join(held, found[place : place + width], v_size)
-        start = stop
 
 
 @routine(integers=10)
@@ -286,14 +252,12 @@ def attend(
     tables (B, table_size) and lengths (B,) int64; work: products of q and k to be made; parts: room for B * splits *
     T * H * (Dv + 2) float32.
     """
-    num_blocks = (tokens + TOKENS_AT_A_TIME - 1) // TOKENS_AT_A_TIME
-    num_tasks = batches * num_blocks * num_groups * splits
-    worth = SMALLEST_PARALLEL_PREFILL if tokens > MOST_SPLIT_TOKENS else SMALLEST_PARALLEL
-    if threads == 1 or work < worth:
+    num_tasks = batches * num_groups * splits
+    if threads == 1 or work < SMALLEST_PARALLEL:
         for task in range(num_tasks):
             call(attend_part, (
-                task, attend_keys, num_groups, num_blocks, splits, q, k, v, tables, table_size, block_size, lengths,
-                tokens, heads, size, v_size, k_head_bytes, v_head_bytes, kind, causal, window, parts, np.float32(scale),
+                task, attend_keys, num_groups, splits, q, k, v, tables, table_size, block_size, lengths, tokens, heads,
+                size, v_size, k_head_bytes, v_head_bytes, kind, causal, window, parts, np.float32(scale),
                 np.float32(cap),
             ))  # fmt: skip
         for row in range(batches * tokens):
@@ -301,9 +265,8 @@ def attend(
         return
     for task in prange(num_tasks):
         call(attend_part, (
-            task, attend_keys, num_groups, num_blocks, splits, q, k, v, tables, table_size, block_size, lengths, tokens,
-            heads, size, v_size, k_head_bytes, v_head_bytes, kind, causal, window, parts, np.float32(scale),
-            np.float32(cap),
+            task, attend_keys, num_groups, splits, q, k, v, tables, table_size, block_size, lengths, tokens, heads,
+            size, v_size, k_head_bytes, v_head_bytes, kind, causal, window, parts, np.float32(scale), np.float32(cap),
         ))  # fmt: skip
     for row in prange(batches * tokens):
         call(join_parts, (row, splits, tokens, heads, v_size, lengths, causal, sinks, parts, out))

@@ -6,20 +6,23 @@ Clauses: BK-NCPU-10..11, BK-NCPU-14 (specs/backend_numba.md), KN-ATTN-*, KN-PAGE
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferrum_numba.cpu.addresses import address_of
-from ferrum_numba.cpu.attending import KEYS_AT_A_TIME, MOST_SPLIT_TOKENS, attend, attend_keys, attend_part, join_parts
-from ferrum_numba.cpu.conversion import FLOAT32, KINDS, computable, round_to, run_of, widen
+from ferrum_numba.cpu.attending import KEYS_AT_A_TIME, attend, attend_keys, attend_part, join_parts
+from ferrum_numba.cpu.conversion import FLOAT32, KINDS, computable, require_float, round_to, run_of, widen
 from ferrum_numba.cpu.integers import as_integers
+from ferrum_numba.cpu.prefill import prefill
 from ferrum_ref.errors import BackendError, ShapeError
 from ferrum_ref.interfaces.kernel_ops import AttentionParams, Ints
 
 Array = NDArray[Any]
 IntArray = NDArray[np.int64]
+
+FEW_TOKENS: Final = 4  # of a sequence: more are better served by matrix products
 
 
 def attention(q: Array, k: Array, v: Array, params: AttentionParams, sinks: Array | None) -> Array:
@@ -82,14 +85,20 @@ def _attend(
     batch, tokens, heads, size = q.shape
     groups, value_size = v.shape[2:]
     queries = run_of(widen(q, operation))
+    factors = None if sinks is None else _sinks(operation, sinks, heads)
+    out = np.empty((batch, tokens, heads, value_size), FLOAT32)
+    if tokens > FEW_TOKENS:
+        require_float(k, operation)
+        require_float(v, operation)
+        for b, length in enumerate(lengths):
+            blocks = table[b, : -(-int(length) // block_size)]
+            prefill(queries[b], k, v, blocks, int(length), params, factors, out[b])
+        return round_to(out, q.dtype)
     keys, values = computable(k, operation), computable(v, operation)
     if keys.dtype != values.dtype:
         keys, values = widen(keys, operation), widen(values, operation)
-    factors = None if sinks is None else _sinks(operation, sinks, heads)
-    longest = int(lengths.max(initial=0))
-    splits = -(-longest // KEYS_AT_A_TIME) if tokens <= MOST_SPLIT_TOKENS and longest else 1
+    splits = max(1, -(-int(lengths.max(initial=0)) // KEYS_AT_A_TIME))
     parts = np.empty(batch * splits * tokens * heads * (value_size + 2), FLOAT32)
-    out = np.empty((batch, tokens, heads, value_size), FLOAT32)
     tables = run_of(table)
     width = keys.dtype.itemsize
     attend(

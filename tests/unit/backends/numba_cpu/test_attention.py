@@ -66,6 +66,10 @@ def check(result: Any, want: np.ndarray, bound: np.ndarray) -> None:
         (4, 40, 2, 1, 256, {"causal": False}),
         (2, 530, 7, 1, 64, {"logit_softcap": 3.0}),
         (7, 3, 2, 1, 16, {}),
+        (200, 300, 4, 2, 32, {"sliding_window": 90}),
+        (130, 130, 6, 3, 16, {"logit_softcap": 2.0}),
+        (70, 40, 2, 2, 24, {"causal": False}),
+        (65, 64, 3, 1, 8, {"softmax_scale": -0.7}),
         (3, 20, 2, 1, 10, {"softmax_scale": -0.7}),
         (1, 1, 1, 1, 1, {"softmax_scale": 0.0}),
     ],
@@ -108,22 +112,55 @@ def test_a_block_of_hidden_keys_does_not_spoil_the_rest(kernels: Any, tensor: An
     assert float(found.to_numpy().item()) == 1098.5
 
 
+@pytest.mark.clause("BK-NCPU-10")
+@pytest.mark.parametrize("scores", [1, 40_000, 300_000])
+def test_many_queries_within_little_memory(
+    kernels: Any, tensor: Any, monkeypatch: pytest.MonkeyPatch, scores: int
+) -> None:
+    """One query and one kv head at a time, a few of them, and all: the same numbers within the error of float32."""
+    params = AttentionParams(
+        num_heads=6, num_kv_heads=3, head_dim=16, softmax_scale=0.3, causal=True, sliding_window=150
+    )
+    q = RNG.normal(size=(90, 6, 16)).astype(np.float32)
+    k, v = RNG.normal(size=(2, 400, 3, 16)).astype(np.float32)
+    sinks = RNG.normal(size=6).astype(np.float32)
+    monkeypatch.setattr("ferrum_numba.cpu.prefill.SCORES_AT_A_TIME", scores)
+    taken: list[np.ndarray] = []
+    multiply = np.matmul
+
+    def multiply_and_tell(*arrays: np.ndarray) -> np.ndarray:
+        taken.append(multiply(*arrays))
+        return taken[-1]
+
+    monkeypatch.setattr(np, "matmul", multiply_and_tell)
+    found = kernels.attention_ops().attention(
+        tensor(q[None]), tensor(k[None]), tensor(v[None]), params, sinks=tensor(sinks)
+    )
+    want, bound = attend64(q, k, v, params, sinks)
+    check(found, want[None], bound[None])
+    sizes = [product.size for product in taken[::2]]
+    assert max(sizes) <= max(scores, 400 * 2)  # or one query's of one kv head
+    assert len({product.shape for product in taken[::2]}) >= (1 if scores < 300_000 else 2)
+
+
 @pytest.mark.clause("BK-NCPU-4", "BK-NCPU-10")
 def test_splitting_the_keys_gives_the_same_bits(kernels: Any, tensor: Any, threads: Any) -> None:
-    """A query alone (its keys split), within a prompt (not split), in a batch, with one thread and with two."""
+    """A query alone, beside others, in a batch, with one thread and with two; a prompt alone and in a batch."""
     params = AttentionParams(num_heads=6, num_kv_heads=2, head_dim=64, softmax_scale=0.125, causal=True)
     q = RNG.normal(size=(1, 20, 6, 64))
     k, v = RNG.normal(size=(2, 1, 1300, 2, 64))
     attention = kernels.attention_ops().attention
+    some = attention(tensor(q[:, -4:]), tensor(k), tensor(v), params).to_numpy()
     prompt = attention(tensor(q), tensor(k), tensor(v), params).to_numpy()
     for count in (1, 2):
         threads(count)
         alone = attention(tensor(q[:, -1:]), tensor(k), tensor(v), params).to_numpy()
-        assert np.array_equal(alone, prompt[:, -1:])
-        earlier = attention(tensor(q[:, :3]), tensor(k[:, :1283]), tensor(v[:, :1283]), params).to_numpy()
-        assert np.array_equal(earlier, prompt[:, :3])
-    twice = attention(*(tensor(np.repeat(array, 2, axis=0)) for array in (q, k, v)), params).to_numpy()
-    assert np.array_equal(twice, np.repeat(prompt, 2, axis=0))
+        assert np.array_equal(alone, some[:, -1:])
+        assert np.array_equal(attention(tensor(q), tensor(k), tensor(v), params).to_numpy(), prompt)
+        for queries in (q, q[:, -4:]):
+            once = attention(*(tensor(array) for array in (queries, k, v)), params).to_numpy()
+            twice = attention(*(tensor(np.repeat(array, 2, axis=0)) for array in (queries, k, v)), params).to_numpy()
+            assert np.array_equal(twice, np.repeat(once, 2, axis=0))
 
 
 @pytest.mark.clause("BK-NCPU-11")
