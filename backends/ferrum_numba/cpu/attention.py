@@ -156,14 +156,16 @@ def write_kv(cache: Array, rows: Array, slots: Ints) -> None:
         return
     if int(index.max()) >= num_slots:
         raise BackendError(f"write_kv: slot {int(index.max())}, expected below {num_slots}, the size of the cache")
+    first = int(index[0])
+    if first >= 0 and bool((np.diff(index) == 1).all()):  # one run, as a prompt writes it
+        flat[first : first + len(index)] = rows
+        return
     kept = last_of_each(index)
     flat[index[kept]] = rows[kept]
 
 
 def last_of_each(slots: IntArray) -> IntArray:
     """Where each slot that is not negative occurs for the last time. Pure."""
-    if len(slots) == 1:
-        return np.flatnonzero(slots >= 0)
     _, from_the_end = np.unique(slots[::-1], return_index=True)
     positions = np.asarray(len(slots) - 1 - from_the_end, dtype=np.int64)
     return positions[slots[positions] >= 0]

@@ -18,37 +18,78 @@ from ferrum_numba.cpu.addresses import floats_at
 from ferrum_numba.cpu.compiled import device, ordered, parallel_kernel
 from ferrum_numba.cpu.floats import element_bytes, exp32, room_for, store, widened
 from ferrum_numba.cpu.threads import chunk_bounds, num_chunks
-from ferrum_numba.cpu.vector import F32, largest, scale_past_cache
+from ferrum_numba.cpu.vector import LINE_BYTES, largest
 
 SMALLEST_CHUNK = 1 << 20  # elements worth a thread: one that wakes beside BLAS's own, still spinning, waits for ms
-LARGE = 1 << 20  # elements of a float32 result that no cache of a core holds until it is read
+
+
+@device
+def sum_of_squares(row, size):
+    squares = np.float32(0.0)
+    for i in range(size):
+        squares += row[i] * row[i]
+    return squares
+
+
+@ordered
+def add(row, added, summed, size):
+    for i in range(size):
+        summed[i] = row[i] + added[i]
+
+
+@device
+def centre(row, mean, centred, size):
+    """centred = row - mean: the sum of its squares."""
+    squares = np.float32(0.0)
+    for i in range(size):
+        value = row[i] - mean
+        centred[i] = value
+        squares += value * value
+    return squares
+
+
+@device
+def inverse_root(squares, size, eps):
+    """1 / sqrt(mean + eps), `squares` the sum over `size`."""
+    return np.float32(1.0) / np.float32(math.sqrt(squares / np.float32(size) + np.float32(eps)))
 
 
 @device
 def inverse_root_mean_square(row, size, eps):
     """1 / sqrt(mean(row**2) + eps)."""
-    squares = np.float32(0.0)
-    for i in range(size):
-        squares += row[i] * row[i]
-    return np.float32(1.0) / np.float32(math.sqrt(squares / np.float32(size) + np.float32(eps)))
+    return inverse_root(sum_of_squares(row, size), size, eps)
+
+
+@device
+def to_whole_line(array, size):
+    """How many of its float32 lie before the first cache line that begins in it: stores across two lines are slow.
+
+    For what goes element by element only: a sum must not depend on where its row lies.
+    """
+    return min(size, (-array.ctypes.data & (LINE_BYTES - 1)) // 4)
 
 
 @ordered
-def normalise(row, weight, factor, out, size):
+def scale(row, weight, factor, out, size):
     for i in range(size):
         out[i] = row[i] * factor * weight[i]
 
 
-@device
-def normalise_into(row, weight, factor, out, size, past_cache):
-    if past_cache:
-        scale_past_cache(row.ctypes.data, weight.ctypes.data, factor, out.ctypes.data, size)
-    else:
-        normalise(row, weight, factor, out, size)
+@ordered
+def scale_and_shift(row, weight, factor, bias, out, size):
+    for i in range(size):
+        out[i] = row[i] * factor * weight[i] + bias[i]
 
 
 @device
-def rms_norm_rows(start, stop, x, residual, weight, normed, total, size, eps, kind, past_cache):
+def normalise(row, weight, factor, out, size):
+    first = to_whole_line(out, size)
+    scale(row, weight, factor, out, first)
+    scale(row[first:], weight[first:], factor, out[first:], size - first)
+
+
+@device
+def rms_norm_rows(start, stop, x, residual, weight, normed, total, size, eps, kind):
     """`residual` and `total` are 0 where there is nothing to add."""
     scratch, other = np.empty(size, np.float32), np.empty(size, np.float32)
     gain, step = floats_at(weight, size), size * element_bytes(kind)
@@ -57,12 +98,13 @@ def rms_norm_rows(start, stop, x, residual, weight, normed, total, size, eps, ki
         if residual:
             added = widened(residual + index * step, kind, size, other)
             summed = room_for(total + index * step, kind, size, scratch)
-            for i in range(size):
-                summed[i] = row[i] + added[i]
+            first = to_whole_line(summed, size)
+            add(row, added, summed, first)
+            add(row[first:], added[first:], summed[first:], size - first)
             row = summed
         factor = inverse_root_mean_square(row, size, eps)
         out = room_for(normed + index * step, kind, size, other)
-        normalise_into(row, gain, factor, out, size, past_cache)
+        normalise(row, gain, factor, out, size)
         store(out, normed + index * step, kind, size)
         if residual:
             store(row, total + index * step, kind, size)
@@ -71,17 +113,16 @@ def rms_norm_rows(start, stop, x, residual, weight, normed, total, size, eps, ki
 @parallel_kernel
 def rms_norm(threads, x, residual, weight, normed, total, num_rows, size, eps, kind):
     chunks = num_chunks(threads, num_rows, SMALLEST_CHUNK // max(1, size))
-    past_cache = kind == F32 and num_rows * size >= LARGE
     if chunks == 1:
-        rms_norm_rows(0, num_rows, x, residual, weight, normed, total, size, eps, kind, past_cache)
+        rms_norm_rows(0, num_rows, x, residual, weight, normed, total, size, eps, kind)
         return
     for chunk in prange(chunks):
         start, stop = chunk_bounds(chunk, chunks, num_rows)
-        rms_norm_rows(start, stop, x, residual, weight, normed, total, size, eps, kind, past_cache)
+        rms_norm_rows(start, stop, x, residual, weight, normed, total, size, eps, kind)
 
 
 @device
-def layer_norm_rows(start, stop, x, weight, bias, normed, size, eps, kind, past_cache):
+def layer_norm_rows(start, stop, x, weight, bias, normed, size, eps, kind):
     """Two passes: the mean, then the mean of the squared differences. `bias` is 0 where there is none."""
     scratch, centred = np.empty(size, np.float32), np.empty(size, np.float32)
     gain, step = floats_at(weight, size), size * element_bytes(kind)
@@ -91,28 +132,26 @@ def layer_norm_rows(start, stop, x, weight, bias, normed, size, eps, kind, past_
         for i in range(size):
             total += row[i]
         mean = total / np.float32(size)
-        for i in range(size):
-            centred[i] = row[i] - mean
-        factor = inverse_root_mean_square(centred, size, eps)
+        factor = inverse_root(centre(row, mean, centred, size), size, eps)
         out = room_for(normed + index * step, kind, size, scratch)
-        normalise_into(centred, gain, factor, out, size, past_cache and not bias)
         if bias:
-            shift = floats_at(bias, size)
-            for i in range(size):
-                out[i] += shift[i]
+            shift, first = floats_at(bias, size), to_whole_line(out, size)
+            scale_and_shift(centred, gain, factor, shift, out, first)
+            scale_and_shift(centred[first:], gain[first:], factor, shift[first:], out[first:], size - first)
+        else:
+            normalise(centred, gain, factor, out, size)
         store(out, normed + index * step, kind, size)
 
 
 @parallel_kernel
 def layer_norm(threads, x, weight, bias, normed, num_rows, size, eps, kind):
     chunks = num_chunks(threads, num_rows, SMALLEST_CHUNK // max(1, size))
-    past_cache = kind == F32 and num_rows * size >= LARGE
     if chunks == 1:
-        layer_norm_rows(0, num_rows, x, weight, bias, normed, size, eps, kind, past_cache)
+        layer_norm_rows(0, num_rows, x, weight, bias, normed, size, eps, kind)
         return
     for chunk in prange(chunks):
         start, stop = chunk_bounds(chunk, chunks, num_rows)
-        layer_norm_rows(start, stop, x, weight, bias, normed, size, eps, kind, past_cache)
+        layer_norm_rows(start, stop, x, weight, bias, normed, size, eps, kind)
 
 
 @device
