@@ -9,7 +9,8 @@ busy machine slows all. They run the bare forward loop with greedy choice; trans
 its default attention and the logits of the last position only; a backend by its own decode step, once for each format
 of weights that it offers, its prefill being the decoder on that backend and the handing over. Figures are medians over
 the rounds; a ratio is the median of the rounds' ratios. Decoding reads every weight once a token, so the speed at which
-memory is read bounds every engine; it is measured and printed.
+memory is read bounds every engine; it is measured and printed. Beside a backend follow the norms and the paged decode
+attention of `kernels_cpu.py`, same threads, same number of rounds.
 MODEL is a pulled model's name or a path; its weights are dequantised once and handed to all.
 """
 
@@ -24,6 +25,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,8 @@ def main() -> int:
             worker.stop()
     report = summarise(args, load_s, loads, rounds, memory, bandwidth)
     show(report)
+    if args.backend:
+        report["kernels"] = kernels(args)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -344,6 +348,17 @@ def summarise(
         "tokens_as_numpy": {engine: agreed(tokens, said[BASE]) for engine, tokens in said.items()},
         "machine": machine(TRANSFORMERS in engines),
     }
+
+
+def kernels(args: argparse.Namespace) -> dict[str, Any]:
+    """Norms and paged decode attention of the backend beside numpy's, by `kernels_cpu.py`, which prints them."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "kernels.json"
+        words = [sys.executable, str(Path(__file__).with_name("kernels_cpu.py")), "--backend", args.backend]
+        words += ["--threads", str(args.threads), "--rounds", str(args.rounds), "--json", str(out)]
+        subprocess.run([*words, "--only", "norm 512x4096", "residual 512x4096", "paged decode"], check=True)
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))["kernels"]
+        return found
 
 
 def ratios(engines: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Kernels of a CPU backend beside the numpy reference's: same inputs, same threads, same process, calls in turn.
 
-    python benchmarks/kernels_cpu.py [--backend numba-cpu] [--threads N] [--rounds 5] [--json OUT]
+    python benchmarks/kernels_cpu.py [--backend numba-cpu] [--threads N] [--rounds 5] [--only TEXT ...] [--json OUT]
 
 Each round times a few calls of one, then of the other; a figure is the median over the rounds, a ratio the median of
 their ratios. "plain" is the textbook formula in numpy, one array operation after another, for the norms; the reference
@@ -43,6 +43,8 @@ def main() -> int:
     print(f"{args.backend} beside numpy, {args.threads} threads, medians of {args.rounds} rounds taken in turn")
     print(f"{'':40}{'numpy us':>11}{args.backend + ' us':>14}{'GB/s':>7}{'ratio':>7}{'plain us':>10}{'ratio':>7}")
     for name, num_bytes, prepare, plain in cases():
+        if args.only and not any(text in name for text in args.only):
+            continue
         calls = [prepare(backend) for backend in backends.values()]
         found = measured([*calls, *([plain] if plain else [])], args.rounds)
         times = dict(zip(("numpy_s", "backend_s", "plain_s"), found, strict=False))
@@ -83,6 +85,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--backend", default="numba-cpu", metavar="NAME")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of each backend (default: all cores)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="+", metavar="TEXT", help="cases with one of these texts in their names")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures, dated, with the machine in them")
     return parser.parse_args()
 
