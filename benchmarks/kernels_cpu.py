@@ -33,7 +33,7 @@ Case = tuple[str, int, Callable[[Any], Callable[[], Any]], Callable[[], Any] | N
 
 def main() -> int:
     args = parse_args()
-    if os.environ.get(NAMES[0]) != str(args.threads):  # read by the libraries when they are loaded
+    if any(os.environ.get(name) != str(args.threads) for name in NAMES):  # read by the libraries when they are loaded
         environment = {**os.environ, **dict.fromkeys(NAMES, str(args.threads))}
         return subprocess.run([sys.executable, __file__, *sys.argv[1:]], env=environment, check=False).returncode
     from ferrum_ref.plugins import load_backend
