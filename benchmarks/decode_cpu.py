@@ -88,7 +88,7 @@ def parse_args() -> argparse.Namespace:
         nargs="+",
         default=["float32", "int8", "q8_0", "q4_0"],
         metavar="FORMAT",
-        help="formats of the backend's weights (default: float32 int8 q8_0 q4_0)",
+        help="formats of the backend's weights (default: float32 int8 q8_0 q4_0); stored: packed, as in the file",
     )
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
@@ -198,7 +198,7 @@ class BackendEngine:
         name, _, weights_format = args.worker.rpartition(" ")
         began_s = time.perf_counter()
         backend = load_backend(FACTORIES.get(name, name))
-        loaded = load_model(args.model, backend)
+        loaded = load_model(args.model, backend, packed=weights_format == "stored")
         weights = DecoderTransformerWeights.of_decoder(loaded.decoder)
         self._decode = backend.make_decode_backend(weights, weights_format=weights_format)  # type: ignore[attr-defined]
         self.load_s = time.perf_counter() - began_s

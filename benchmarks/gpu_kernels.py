@@ -4,91 +4,87 @@
     python benchmarks/gpu_kernels.py [--device cuda] [--backends torch,numba-cuda,cupy] [--dtype bf16] [--json OUT]
 
 The floor is max(bytes / copy bandwidth, operations / matmul rate), both ceilings measured in the same run on the same
-card. Bytes are what the work must move at least: every input read once, every output written once. "floor" is the share
-of the floor that a kernel reaches (1 is the card's own limit), "vs torch" its time divided by torch's. The contenders
-take turns; figures are medians over the rounds of the mean time of a launch, wrappers included. Large operands rotate
-through copies so that caches do not help. `--device cpu --quick` runs the same script where there is no GPU.
+card; bytes are what the work must move at least. "floor" is the share of the floor that a kernel reaches (1 is the
+card's own limit), "torch" its time divided by torch's. Times are the device's own, between two CUDA events: everything
+is queued while the device is kept busy, so that it never waits for the interpreter; where that fails ("starved") a time
+has the host's part in it. "call" is what a call takes from the interpreter to the end. The contenders take turns;
+figures are medians over the rounds. Large operands rotate through copies, so that caches do not help. Results are
+compared with torch's: a kernel that is fast and wrong fails the run.
+
+`--device cpu --quick` runs the same script where there is no GPU. Exit status 0: measured, 1: a kernel failed or its
+result is wrong, 2: there is nothing to measure.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import itertools
 import json
+import math
 import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
+from gpu_works import Operands, Sizes, Work, works
 
 from ferrum_ref.errors import FerrumError, UnsupportedError
 from ferrum_ref.interfaces.backend import ComputeBackend
-from ferrum_ref.interfaces.kernel_ops import AttentionParams, QuantScheme
 from ferrum_ref.plugins import load_backend
-from ferrum_ref.types.devices import DataType
 
 TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SECONDS_PER_ROUND = 0.1
-CACHE_BYTES = 128 << 20  # larger than any card's cache
-BLOCK_SIZE = 16
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Shapes of the work: a model of 8 billion parameters, or something that a CPU does in no time."""
-
-    rows: int
-    hidden: int
-    feed_forward: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    batch: int
-    context: int
-
-    @staticmethod
-    def of(quick: bool) -> Sizes:
-        return Sizes(64, 256, 512, 8, 2, 64, 4, 256) if quick else Sizes(8192, 4096, 14336, 32, 8, 128, 64, 4096)
-
-
-@dataclass
-class Work:
-    """One kernel: what it must move and compute, torch's own way, and each backend's."""
-
-    name: str
-    num_bytes: float
-    num_operations: float
-    torch_call: Callable[[], Any] | None
-    calls: dict[str, Callable[[], Any]]
-    torch_way: str = ""
+SECONDS_PER_ROUND = 0.03
+MOST_LAUNCHES = 100  # queued at a time: the driver's queue is finite
+BUSY_CYCLES_PER_S = 2.2e9  # more than any card's clock, so that it is kept busy for long enough
+MOST_BUSY_S = 0.5
+LARGEST_DIFFERENCE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 3e-2}  # ||a - b|| / ||b||: what rounding never reaches
+OWN = "torch's own"
 
 
 def main() -> int:
     args = parse_args()
     if args.device.startswith("cuda") and not torch.cuda.is_available():
-        print(
-            "gpu_kernels: error: torch finds no CUDA device here (--device cpu --quick tries the script)",
-            file=sys.stderr,
-        )
+        print("gpu_kernels: error: torch finds no CUDA device here (--device cpu --quick tries this)", file=sys.stderr)
         return 2
-    sizes = Sizes.of(args.quick)
     card = Card(args.device, args.dtype, args.quick)
     backends = opened(args.backends.split(","), args.device)
     if not backends:
         return 2
-    rows = []
-    for work in works(card, sizes, backends):
-        rows.append(measured(work, card, args.rounds))
+    rows: list[dict[str, Any]] = []
+    operands = Operands(card.device, card.dtype, card.torch_type, backends)
+    for make in works(operands, Sizes.of(args.quick)):
+        rows.append(measured(make(), card, args.rounds))
         print(line(rows[-1], list(backends)), flush=True)
-    report = {
+        if args.json:  # after each kernel: what was measured is never lost
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(report(args, card, rows), indent=1) + "\n", encoding="utf-8")
+    for name in backends:
+        print(summary(name, rows), flush=True)
+    return 1 if any(row["failed"] for row in rows) else 0
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--backends", default="torch,numba-cuda,cupy", help="names, or name=module:factory, with commas"
+    )
+    parser.add_argument("--dtype", choices=tuple(TORCH_TYPES), default="bf16")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--quick", action="store_true", help="small shapes")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures, dated, with the card in them")
+    return parser.parse_args()
+
+
+def report(args: argparse.Namespace, card: Card, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What goes to the file."""
+    return {
         "date": datetime.date.today().isoformat(),
         "card": card.name,
         "device": args.device,
@@ -97,35 +93,43 @@ def main() -> int:
         "copy_bytes_per_s": card.bandwidth,
         "matmul_operations_per_s": card.rate,
         "rounds": args.rounds,
-        "sizes": sizes.__dict__,
+        "sizes": Sizes.of(args.quick).__dict__,
         "rows": rows,
     }
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return 0
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--backends", default="torch,numba-cuda,cupy", help="names, with commas")
-    parser.add_argument("--dtype", choices=tuple(TORCH_TYPES), default="bf16")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="small shapes")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures, dated, with the card in them")
-    return parser.parse_args()
+def opened(names: list[str], device: str) -> dict[str, ComputeBackend]:
+    """The backends that are available; the others with their reason on standard error."""
+    found = {}
+    for text in names:
+        name, _, target = text.partition("=")
+        try:
+            found[name] = load_backend(target or name, device)
+        except FerrumError as error:
+            print(f"{name}: {error.message}", file=sys.stderr)
+    return found
+
+
+@dataclass
+class Times:
+    """Seconds of one contender's launches, one figure a round; whether the device ever waited for the host."""
+
+    device_s: list[float] = field(default_factory=list)
+    call_s: float = 0.0
+    is_starved: bool = False
 
 
 class Card:
-    """The device as torch sees it, and its ceilings.  `sync` waits for everything, whoever launched it."""
+    """The device as torch sees it, and its ceilings."""
 
     def __init__(self, device: str, dtype: str, quick: bool) -> None:
         self.device, self.dtype, self.torch_type = torch.device(device), dtype, TORCH_TYPES[dtype]
         self.is_cuda = self.device.type == "cuda"
         self.name = torch.cuda.get_device_name(self.device) if self.is_cuda else platform.processor() or "cpu"
-        count = (1 << 22) if quick else (1 << 29)
-        source = torch.empty(count, dtype=torch.uint8, device=self.device)
+        if self.is_cuda:
+            torch.cuda.set_device(self.device)
+        count = (1 << 22) if quick else (1 << 30)
+        source = torch.ones(count, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
         self.bandwidth = 2 * count / self.time_of(lambda: target.copy_(source))
         side = 256 if quick else 8192
@@ -137,217 +141,147 @@ class Card:
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 
-    def time_of(self, call: Callable[[], Any], rounds: int = 5) -> float:
-        """Median seconds of one launch, launches queued back to back."""
-        return statistics.median(self.times_of({"": call}, rounds)[""])
+    def time_of(self, call: Callable[[], Any]) -> float:
+        """Median seconds of one launch."""
+        return statistics.median(self.times_of({"": call}, rounds=5)[""].device_s)
 
-    def times_of(self, calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    def times_of(self, calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
+        """The contenders in turns. Raises what a call raises."""
+        found = {name: Times() for name in calls}
         counts = {}
         for name, call in calls.items():
-            call()
+            for _ in range(3):  # compiles, fills pools, warms up
+                call()
             self.sync()
             began_s = time.perf_counter()
-            call()
+            for _ in range(3):
+                call()
             self.sync()
-            counts[name] = max(1, min(1000, int(SECONDS_PER_ROUND / (time.perf_counter() - began_s))))
-        found: dict[str, list[float]] = {name: [] for name in calls}
+            each_s = (time.perf_counter() - began_s) / 3
+            found[name].call_s = each_s
+            counts[name] = max(3, min(MOST_LAUNCHES, int(SECONDS_PER_ROUND / each_s)))
         for _ in range(rounds):
             for name, call in calls.items():
-                self.sync()
-                began_s = time.perf_counter()
-                for _ in range(counts[name]):
-                    call()
-                self.sync()
-                found[name].append((time.perf_counter() - began_s) / counts[name])
+                self._one_round(call, counts[name], found[name])
         return found
 
+    def _one_round(self, call: Callable[[], Any], count: int, times: Times) -> None:
+        self.sync()
+        if not self.is_cuda:
+            began_s = time.perf_counter()
+            for _ in range(count):
+                call()
+            times.device_s.append((time.perf_counter() - began_s) / count)
+            return
+        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self._keep_busy(1.5 * count * times.call_s + 1e-3)  # call_s has the device's part in it: surely long enough
+        began.record()
+        for _ in range(count):
+            call()
+        times.is_starved |= began.query()  # the device got here before all was queued
+        ended.record()
+        ended.synchronize()
+        times.device_s.append(began.elapsed_time(ended) * 1e-3 / count)
 
-def opened(names: list[str], device: str) -> dict[str, ComputeBackend]:
-    """The backends that are available; the others with their reason on standard error."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = load_backend(name, device)
-        except FerrumError as error:
-            print(f"{name}: {error.message}", file=sys.stderr)
-    return found
-
-
-class Operands:
-    """Random tensors, the same numbers in torch and in every backend, in copies that defeat the cache."""
-
-    def __init__(self, card: Card, backends: dict[str, ComputeBackend]) -> None:
-        self.card, self.backends, self.rng = card, backends, np.random.default_rng(0)
-
-    def draw(self, *shape: int, rotate: bool = True) -> tuple[Callable[[], torch.Tensor], dict[str, Callable[[], Any]]]:
-        """A source of torch tensors and, for each backend, one of its own."""
-        values = self.rng.standard_normal(shape, np.float32)
-        return self.of(values, DataType[self.card.dtype.upper()], rotate)
-
-    def of(
-        self, values: Any, dtype: DataType | None, rotate: bool = True
-    ) -> tuple[Callable[[], torch.Tensor], dict[str, Callable[[], Any]]]:
-        size = values.size * (dtype.size_bytes() if dtype else values.itemsize)
-        copies = max(1, min(16, -(-CACHE_BYTES // size))) if rotate and self.card.is_cuda else 1
-        plain = torch.from_numpy(values).to(self.card.device)
-        native = plain.to(self.card.torch_type) if dtype else plain
-        ring = itertools.cycle([native.clone() for _ in range(copies)])
-        own: dict[str, Callable[[], Any]] = {}
-        for name, backend in self.backends.items():
-            factory = backend.tensor_factory()
-            tensor = factory.from_numpy(values)
-            cycle = itertools.cycle(
-                [(tensor.to_dtype(dtype) if dtype else factory.from_numpy(values)) for _ in range(copies)]
-            )
-            own[name] = lambda cycle=cycle: next(cycle)
-        return lambda: next(ring), own
-
-
-def works(card: Card, sizes: Sizes, backends: dict[str, ComputeBackend]) -> list[Work]:
-    """Everything that is measured."""
-    element = DataType[card.dtype.upper()].size_bytes()
-    make = Operands(card, backends)
-    kernels = {name: backend.kernel_ops() for name, backend in backends.items()}
-    found: list[Work] = []
-
-    def add(
-        name: str,
-        num_bytes: float,
-        operations: float,
-        torch_call: Any,
-        per_backend: Callable[[str, Any], Any],
-        way: str,
-    ) -> None:
-        calls = {backend: per_backend(backend, ops) for backend, ops in kernels.items() if ops is not None}
-        found.append(Work(name, num_bytes, operations, torch_call, calls, way))
-
-    rows, hidden, inner = sizes.rows, sizes.hidden, sizes.feed_forward
-    x, xs = make.draw(rows, hidden)
-    gain, gains = make.draw(hidden, rotate=False)
-    add(
-        "rms_norm", 2 * rows * hidden * element, 0, lambda: functional.rms_norm(x(), (hidden,), gain(), 1e-5),
-        lambda b, ops: lambda: ops.norm_ops().rms_norm(xs[b](), gains[b](), 1e-5), "rms_norm",
-    )  # fmt: skip
-    r, rs = make.draw(rows, hidden)
-
-    def torch_residual() -> Any:
-        total = x() + r()
-        return functional.rms_norm(total, (hidden,), gain(), 1e-5), total
-
-    add(
-        "rms_norm_residual", 4 * rows * hidden * element, 0, torch_residual,
-        lambda b, ops: lambda: ops.norm_ops().rms_norm_residual(xs[b](), rs[b](), gains[b](), 1e-5), "add, rms_norm",
-    )  # fmt: skip
-    gate, gates = make.draw(rows // 4, inner)
-    add(
-        "silu_mul", 3 * (rows // 4) * inner * element, 0, lambda: functional.silu(gate()) * gate(),
-        lambda b, ops: lambda: ops.activation_ops().silu_mul(gates[b](), gates[b]()), "silu, mul",
-    )  # fmt: skip
-    heads, heads_of = make.draw(1, rows, sizes.heads, sizes.head_dim)
-    cos, cos_of = make.draw(rows, sizes.head_dim // 2, rotate=False)
-    positions = np.arange(rows)
-
-    def torch_rope() -> Any:
-        first, second = heads().chunk(2, -1)
-        c, s = cos()[None, :, None], cos()[None, :, None]
-        return torch.cat((first * c - second * s, second * c + first * s), -1)
-
-    add(
-        "rotary_embedding", 2 * rows * sizes.heads * sizes.head_dim * element, 0, torch_rope,
-        lambda b, ops: lambda: ops.position_ops().rotary_embedding(heads_of[b](), cos_of[b](), cos_of[b](), positions),
-        "mul, sub, add, cat",
-    )  # fmt: skip
-    weight, weights = make.draw(inner, hidden)
-    for label, count in (("linear, 1 row", 1), (f"linear, {rows // 4} rows", rows // 4)):
-        few, fews = make.draw(count, hidden, rotate=False)
-        moved = (inner * hidden + count * (hidden + inner)) * element
-        add(
-            label, moved, 2 * count * inner * hidden, lambda few=few: functional.linear(few(), weight()),
-            lambda b, ops, fews=fews: lambda: ops.linear_ops().linear(fews[b](), weights[b]()), "linear",
-        )  # fmt: skip
-    _, ones = make.draw(1, hidden, rotate=False)
-    for label, scheme, block_bytes in (
-        ("quantized_linear q4_0, 1 row", QuantScheme.Q4_0(group_size=32), 18),
-        ("quantized_linear q8_0, 1 row", QuantScheme.Q8_0(group_size=32), 34),
-    ):
-        packed = make.rng.integers(0, 256, (inner, hidden // 32 * block_bytes), np.uint8)
-        packed.reshape(inner, -1, block_bytes)[:, :, :2] = np.array([0x11, 0x21], np.uint8)  # small positive scales
-        _, packs = make.of(packed, None)
-        add(
-            label, packed.size + (hidden + inner) * element, 2 * inner * hidden, None,
-            lambda b, ops, packs=packs, scheme=scheme: lambda: ops.linear_ops().quantized_linear(
-                ones[b](), packs[b](), scheme
-            ),
-            "torch has no kernel for this layout",
-        )  # fmt: skip
-    add_attention(add, make, sizes, element)
-    return found
-
-
-def add_attention(add: Any, make: Operands, sizes: Sizes, element: int) -> None:
-    """Paged decode attention: one query a sequence, keys and values in shuffled blocks."""
-    batch, context, kv_heads, size = sizes.batch, sizes.context, sizes.kv_heads, sizes.head_dim
-    blocks = batch * context // BLOCK_SIZE
-    cache, caches = make.draw(blocks, BLOCK_SIZE, kv_heads, size, rotate=False)
-    other, others = make.draw(blocks, BLOCK_SIZE, kv_heads, size, rotate=False)
-    query, queries = make.draw(batch, sizes.heads, size, rotate=False)
-    table = np.random.default_rng(1).permutation(blocks).reshape(batch, -1)
-    lengths = [context] * batch
-    params = AttentionParams(sizes.heads, kv_heads, size, size**-0.5, True)
-
-    def torch_attention() -> Any:
-        """Contiguous keys and values: torch has no paged kernel, so it is spared the gathering."""
-        k, v = (each().view(batch, context, kv_heads, size).transpose(1, 2) for each in (cache, other))
-        return functional.scaled_dot_product_attention(query().unsqueeze(2), k, v, enable_gqa=True)
-
-    add(
-        f"paged_attention, {batch} x {context}", 2 * batch * context * kv_heads * size * element,
-        4 * batch * context * sizes.heads * size, torch_attention,
-        lambda b, ops: lambda: ops.attention_ops().paged_attention(
-            queries[b](), caches[b](), others[b](), table, params, context_lens=lengths
-        ),
-        "scaled_dot_product_attention, contiguous",
-    )  # fmt: skip
+    def _keep_busy(self, seconds: float) -> None:
+        torch.cuda._sleep(int(min(seconds, MOST_BUSY_S) * BUSY_CYCLES_PER_S))
 
 
 def measured(work: Work, card: Card, rounds: int) -> dict[str, Any]:
-    """Seconds of torch's way and of each backend, and what they are of the floor."""
-    floor_s = max(work.num_bytes / card.bandwidth, work.num_operations / card.rate)
-    calls = {"torch's own": work.torch_call} if work.torch_call else {}
-    unsupported: dict[str, str] = {}
-    for name, call in work.calls.items():
+    """Seconds of torch's way and of each backend, and what they are of the floor; what failed, with its message."""
+    calls, unsupported, failed = {}, {}, {}
+    expected, differences = (host(work.expected()) if work.expected else None), {}
+    for name, call in {**({OWN: work.torch_call} if work.torch_call else {}), **work.calls}.items():
         try:
-            call()
+            result = host(call())
+            card.sync()
+            if expected is None:
+                expected = result
+            elif not (difference := distance(result, expected)) <= LARGEST_DIFFERENCE[card.dtype]:
+                failed[name] = f"the result differs by {difference:.3g}, relatively, from what was expected"
+            else:
+                differences[name] = difference
             calls[name] = call
         except UnsupportedError as error:
             unsupported[name] = error.message
-    times = {name: statistics.median(found) for name, found in card.times_of(calls, rounds).items()}
-    own = times.get("torch's own")
+        except Exception as error:  # noqa: BLE001  a contender that fails must not hide the others
+            failed[name] = f"{type(error).__name__}: {str(error)[:500]}"
+    floor_s = max(work.num_bytes / card.bandwidth, work.num_operations / card.rate)
+    times: dict[str, Times] = {}
+    try:
+        times = card.times_of(calls, rounds)
+    except Exception as error:  # noqa: BLE001  nor the other kernels
+        failed["timing"] = f"{type(error).__name__}: {str(error)[:500]}"
+    seconds = {name: statistics.median(found.device_s) for name, found in times.items()}
+    own = seconds.get(OWN)
     return {
         "kernel": work.name,
+        "is_memory_bound": work.num_bytes / card.bandwidth > work.num_operations / card.rate,
         "bytes": work.num_bytes,
         "operations": work.num_operations,
         "floor_s": floor_s,
         "torch_way": work.torch_way,
-        "seconds": times,
-        "share_of_floor": {name: floor_s / seconds for name, seconds in times.items()},
-        "times_torch": {name: seconds / own for name, seconds in times.items() if own and name != "torch's own"},
+        "seconds": seconds,
+        "spread": {name: max(t.device_s) / min(t.device_s) for name, t in times.items()},
+        "call_seconds": {name: found.call_s for name, found in times.items()},
+        "starved": [name for name, found in times.items() if found.is_starved],
+        "share_of_floor": {name: floor_s / each_s for name, each_s in seconds.items()},
+        "times_torch": {name: each_s / own for name, each_s in seconds.items() if own and name != OWN},
+        "difference": differences,
         "unsupported": unsupported,
+        "failed": failed,
     }
+
+
+def host(result: Any) -> list[Any]:
+    """The results of a call as float32 arrays on the host."""
+    parts = result if isinstance(result, tuple) else (result,)
+    return [
+        part.float().cpu().numpy() if isinstance(part, torch.Tensor) else part.to_numpy().astype(np.float32)
+        for part in parts
+    ]
+
+
+def distance(results: list[Any], expected: list[Any]) -> float:
+    """The largest ||a - b|| / ||b|| of the pairs, whatever their shapes; NaN if there is one. Pure."""
+    found = []
+    for a, b in zip(results, expected, strict=True):
+        if a.size != b.size:
+            return math.inf
+        difference, size = np.linalg.norm(a.reshape(-1) - b.reshape(-1)), np.linalg.norm(b.reshape(-1))
+        found.append(float(difference / size) if size else float(difference))
+    return math.nan if any(math.isnan(one) for one in found) else max(found)
 
 
 def line(row: dict[str, Any], names: list[str]) -> str:
     """One row of the printed table."""
     parts = [f"{row['kernel']:30} floor {row['floor_s'] * 1e6:9.1f} us"]
-    for name in ("torch's own", *names):
-        if name in row["seconds"]:
-            ratio = f", {row['times_torch'][name]:.2f}x torch" if name in row["times_torch"] else ""
+    for name in (OWN, *names):
+        if name in row["failed"]:
+            parts.append(f"{name} FAILED: {row['failed'][name]}")
+        elif name in row["seconds"]:
+            ratio = f", {row['times_torch'][name]:.2f} torch" if name in row["times_torch"] else ""
+            starved = ", starved" if name in row["starved"] else ""
             parts.append(
-                f"{name} {row['seconds'][name] * 1e6:.1f} us ({row['share_of_floor'][name]:.0%} of floor{ratio})"
+                f"{name} {row['seconds'][name] * 1e6:.1f} us ({row['share_of_floor'][name]:.0%} of floor"
+                f"{ratio}{starved}; call {row['call_seconds'][name] * 1e6:.0f} us)"
             )
         elif name in row["unsupported"]:
             parts.append(f"{name} unsupported")
+    if "timing" in row["failed"]:
+        parts.append(f"FAILED: {row['failed']['timing']}")
     return " | ".join(parts)
+
+
+def summary(name: str, rows: list[dict[str, Any]]) -> str:
+    """The memory-bound kernels of one backend in a line."""
+    bound = [row for row in rows if row["is_memory_bound"] and name in row["seconds"]]
+    shares = [row["share_of_floor"][name] for row in bound]
+    ratios = [row["times_torch"][name] for row in bound if name in row["times_torch"]]
+    if not shares:
+        return f"{name}: no memory-bound kernel was measured"
+    slowest = f", at worst {max(ratios):.2f} of torch's time" if ratios else ""
+    return f"{name}: memory-bound kernels reach {min(shares):.0%} to {max(shares):.0%} of the floor{slowest}"
 
 
 if __name__ == "__main__":

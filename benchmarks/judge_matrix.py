@@ -22,7 +22,7 @@ from ferrum_ref.cli.parity_engine import reference_parts
 from ferrum_ref.parity.honest.catalogue import HONEST
 from ferrum_ref.parity.mutants.matrix import SUITES, engine_matrix, honest_matrix, kill_matrix, killed_share
 from ferrum_ref.parity.mutants.report import matrix_lines, rows_as_json
-from ferrum_ref.parity.ops.catalogue import OPERATIONS
+from ferrum_ref.parity.ops.catalogue import EVERY
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -34,9 +34,7 @@ def honest_figures(seeds: range) -> dict[str, Any]:
     return {
         "seeds": list(seeds),
         "runs": runs,
-        "algorithms": {
-            operation.name: sum(one.operation == operation.name for one in HONEST) for operation in OPERATIONS
-        },
+        "algorithms": {operation.name: sum(one.operation == operation.name for one in HONEST) for operation in EVERY},
         "false_alarms": {suite: sum(one.alarms.get(suite, 0) for one in counts.values()) for suite in SUITES},
         "by_operation": {name: {"runs": one.runs, "alarms": one.alarms} for name, one in counts.items()},
     }

@@ -2,10 +2,11 @@
 
     loaded = load_model("smollm2-135m")
     llm = loaded.new_llm()                                              # contiguous caches by text id
+    llm = loaded.new_stepped_llm()                                      # the same, decoding by the backend's own step
     executor, kv_cache = loaded.new_executor(num_blocks=1024)           # paged K/V, for an engine
     decoder = loaded.new_speculative(ngram=3)                           # drafts by prompt lookup, verifies by model
 
-Clauses: LM-LOAD-1..4 (specs/llm.md), MX-FACTORY-5, MX-STATUS-5, MX-ASSEMBLY-1..2 (specs/model_executor.md).
+Clauses: LM-LOAD-1..5 (specs/llm.md), MX-FACTORY-5, MX-STATUS-5, MX-ASSEMBLY-1..2 (specs/model_executor.md).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ferrum_ref.executor.proposers import DraftModelProposer, NgramProposer, Pro
 from ferrum_ref.executor.speculative import PagedSpeculativeExecutor
 from ferrum_ref.executor.speculative_decoder import SpeculativeDecoder
 from ferrum_ref.interfaces.backend import ComputeBackend
+from ferrum_ref.interfaces.decode_backend import DecodeBackend
 from ferrum_ref.interfaces.model_executor import (
     AttentionType,
     ExecutorCapabilities,
@@ -42,6 +44,8 @@ from ferrum_ref.models.decoder import Decoder
 from ferrum_ref.models.decoder_llm import DecoderLlm
 from ferrum_ref.models.decoder_weights import read_decoder_weights
 from ferrum_ref.models.source import resolve_model
+from ferrum_ref.models.stepped_llm import SteppedLlm
+from ferrum_ref.models.transformer_weights import DecoderTransformerWeights
 from ferrum_ref.plugins import load_backend
 from ferrum_ref.tokenizer import load_tokenizer
 from ferrum_ref.tokenizer.hugging_face import HuggingFaceTokenizer
@@ -77,6 +81,21 @@ class LoadedModel:
         """A `DecoderOnlyLLM` with its own contiguous caches."""
         kind = ContiguousKvFactory if self.config.latent is None else LatentKvFactory
         return DecoderLlm(self.decoder, kind(self.backend, self.kv_shape, self.decoder.max_tokens))
+
+    def new_stepped_llm(self) -> SteppedLlm[ContiguousKvCache]:
+        """As `new_llm`; what follows a prompt is decoded by the backend's own decode step.  [LM-LOAD-5]
+
+        Raises UnsupportedError: the backend offers no `make_decode_backend`; the model computes more than
+        `TransformerWeights` can say (the fields are named); packed matrices that the backend's step does not take.
+        """
+        make = getattr(self.backend, "make_decode_backend", None)
+        if not callable(make):
+            raise UnsupportedError(
+                f"new_stepped_llm: backend {self.backend.name()!r} offers no decode step (make_decode_backend)"
+            )
+        step: DecodeBackend = make(DecoderTransformerWeights.of_decoder(self.decoder))
+        caches = ContiguousKvFactory(self.backend, self.kv_shape, self.decoder.max_tokens)
+        return SteppedLlm(self.decoder, caches, step)
 
     def new_executor(
         self,
@@ -290,7 +309,8 @@ def load_model(
 
     dtype: element type of weights, activations and K/V; max_tokens: a context shorter than the model's;
     progress(done, total) counts layers; packed: matrices stay in the form and in the memory of their file where the
-    backend multiplies by it (less memory, slower).  [MD-PACK-2] Downloads nothing.
+    backend multiplies by it: less memory; slower on numpy, faster where a decode step reads them.  [MD-PACK-2]
+    Downloads nothing.
     Raises NotFoundError (model, backend), UnsupportedError (backend not available, architecture), InvalidFormatError,
     InvalidParameterError (dtype, max_tokens), FerrumIOError.
     """

@@ -1,6 +1,6 @@
 """Wiring of a text engine: scheduler, KV-cache manager, step loop and executor around a loaded model.
 
-Clauses: EN-BUILD-1..3 (specs/engine.md).
+Clauses: EN-BUILD-1..3 (specs/engine.md), LM-LOAD-6 (specs/llm.md).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from ferrum_ref.engine.admission import Entrance
 from ferrum_ref.engine.llm import LlmEngine
 from ferrum_ref.engine.report import EngineReport
 from ferrum_ref.engine.step_loop import StepLoop
+from ferrum_ref.executor.llm_executor import LlmExecutor
+from ferrum_ref.interfaces.llm import DecoderOnlyLLM
 from ferrum_ref.interfaces.model_executor import UnifiedExecutor
 from ferrum_ref.interfaces.sampler import Order
 from ferrum_ref.interfaces.scheduler import BatchHint, ResourceConstraints
@@ -69,6 +71,31 @@ def build_engine(
         max_num_seqs=max_num_seqs,
         sampling_order=sampling_order,
         clock=clock,
+    )
+
+
+def build_llm_engine(
+    loaded: LoadedModel,
+    llm: DecoderOnlyLLM,
+    *,
+    num_blocks: int,
+    max_num_batched_tokens: int = 512,
+    max_num_seqs: int = 32,
+    block_size: int = BLOCK_SIZE_TOKENS,
+) -> LlmEngine:
+    """A text engine around an LLM of `loaded` that keeps its own caches, such as `new_stepped_llm`.  [LM-LOAD-6]
+
+    The blocks bound the tokens that run at once and hold none; prefixes are not shared. `llm` is the engine's from now.
+    Raises InvalidParameterError unless num_blocks and block_size are >= 1.
+    """
+    return assemble_engine(
+        executor=LlmExecutor(llm),
+        kv_cache=PagedKvCacheManager(num_blocks, block_size, enable_prefix_caching=False),
+        tokenizer=loaded.tokenizer,
+        model_info=loaded.info,
+        stop_token_ids=loaded.stop_token_ids,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
     )
 
 

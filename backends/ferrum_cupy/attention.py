@@ -19,7 +19,8 @@ from ferrum_ref.interfaces.kernel_ops import AttentionParams, Ints
 QUERIES_PER_BLOCK: Final = 8  # as in attention.cu
 SHARED_HEADS: Final = 4
 DECODE_THREADS: Final = 128
-KEYS_PER_SPLIT: Final = 256
+KEYS_PER_SPLIT: Final = 256  # at least
+BLOCKS_AIMED_AT: Final = 4096  # several times what a large GPU runs at once
 LARGEST_HEAD: Final = 256
 MAX_SPLITS: Final = 64
 
@@ -118,16 +119,21 @@ def _attend(
         many = (*head, np.int32(params.causal), window)
         machine.launch("attention", "attend_many", defines, grid, QUERIES_PER_BLOCK * 32, many)
         return CupyTensor(machine, out, q.kind)
-    splits = max(1, min(MAX_SPLITS, -(-int(lengths.max(initial=0)) // KEYS_PER_SPLIT)))
+    groups = -(-(heads // params.num_kv_heads) // SHARED_HEADS)
+    splits = num_splits(int(lengths.max(initial=0)), batch * params.num_kv_heads * groups)
     partial = xp.empty((batch, heads, splits, size), np.float32)
     marks = xp.empty((batch, heads, splits, 2), np.float32)
-    groups = -(-(heads // params.num_kv_heads) // SHARED_HEADS)
     grid = (splits, params.num_kv_heads * groups, batch)
     arguments = (data, keys, values, table, counts, partial, marks, *common, np.int32(splits), scale, cap, window)
     machine.launch("attention", "attend_one", defines, grid, DECODE_THREADS, arguments)
     merged = (partial, marks, extra, out, np.int32(heads), np.int32(splits))
     machine.launch("attention", "merge_splits", defines, (batch * heads, 1, 1), DECODE_THREADS, merged)
     return CupyTensor(machine, out, q.kind)
+
+
+def num_splits(longest: int, num_blocks: int) -> int:
+    """Among how many blocks of threads the keys of each of `num_blocks` groups of heads are divided. Pure."""
+    return max(1, min(MAX_SPLITS, -(-longest // KEYS_PER_SPLIT), -(-BLOCKS_AIMED_AT // max(1, num_blocks))))
 
 
 def write_kv(runtime: Runtime, cache: CupyTensor, rows: object, slots: Ints) -> None:
@@ -180,17 +186,20 @@ def check_table(
             f"paged_attention: {batch} sequences, block_table {table.shape}, {len(lengths)} context_lens; "
             "expected one row and one length for each sequence"
         )
-    for b, length in enumerate(lengths.tolist()):
-        if not 0 <= length <= covered:
-            raise BackendError(
-                f"paged_attention: context_lens[{b}] is {length}, expected 0 <= length <= {covered}, the covered slots"
-            )
-        needed = table[b, : -(-length // block_size)]
-        if needed.size and not 0 <= int(needed.min()) <= int(needed.max()) < num_blocks:
-            bad = needed[(needed < 0) | (needed >= num_blocks)]
-            raise BackendError(
-                f"paged_attention: block_table[{b}] names block {int(bad[0])}, expected 0 <= block < {num_blocks}"
-            )
+    bad_lengths = np.flatnonzero((lengths < 0) | (lengths > covered))
+    if bad_lengths.size:
+        b = int(bad_lengths[0])
+        raise BackendError(
+            f"paged_attention: context_lens[{b}] is {int(lengths[b])}, expected 0 <= length <= {covered}, "
+            "the covered slots"
+        )
+    is_needed = np.arange(table.shape[1]) * block_size < lengths[:, None]
+    bad = np.argwhere(is_needed & ((table < 0) | (table >= num_blocks)))
+    if bad.size:
+        b, column = (int(index) for index in bad[0])
+        raise BackendError(
+            f"paged_attention: block_table[{b}] names block {int(table[b, column])}, expected 0 <= block < {num_blocks}"
+        )
     return table, lengths
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferrum_cupy.runtime import Runtime, as_integers
-from ferrum_cupy.storage import ARRAY_TYPES, DATA_TYPES, FLOATS, array_type
+from ferrum_cupy.storage import ARRAY_TYPES, DATA_TYPES, FLOATS, array_type, narrow
 from ferrum_cupy.tensor import CupyTensor
 from ferrum_ref.errors import BackendError, DeviceError, InvalidParameterError, ShapeError
 from ferrum_ref.interfaces.tensor import Array, Shape, TensorFactory, TensorRef
@@ -151,8 +151,9 @@ class CupyTensorFactory(TensorFactory):
         """float64 draws, rounded once to a float type, or by way of float32 to another."""
         array_type(dtype, operation)
         self._check_device(operation, device)
-        if dtype in FLOATS:
-            return self._runtime.rounded(self._machine.xp.asarray(values), dtype)
+        if dtype in FLOATS:  # on the host: a GPU may take subnormal numbers for zero
+            with np.errstate(over="ignore", under="ignore"):
+                return CupyTensor(self._machine, self._machine.xp.asarray(narrow(np, values, dtype)), dtype)
         return self._placed(operation, values.astype(np.float32), dtype, device)
 
     def _check_device(self, operation: str, device: Device) -> None:

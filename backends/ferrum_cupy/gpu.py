@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
 import cupy
 import numpy as np
 
-from ferrum_cupy.machine import DeviceArray, DeviceEvent, DeviceStream, Machine, source_of
+from ferrum_cupy.compiling import Compiler
+from ferrum_cupy.machine import DeviceArray, DeviceEvent, DeviceStream, Machine
 from ferrum_ref.errors import BackendError, DeviceError, ResourceExhaustedError, UnsupportedError
 from ferrum_ref.types.devices import DataType, Device
 
 _CUDA_R_32F, _CUDA_R_16F, _CUDA_R_16BF = 0, 2, 14
 _CUBLAS_TYPES = {DataType.FP32: _CUDA_R_32F, DataType.FP16: _CUDA_R_16F, DataType.BF16: _CUDA_R_16BF}
+NULL = np.uintp(0)
 _COMPUTE_32F, _COMPUTE_32F_PEDANTIC, _GEMM_DEFAULT = 68, 69, -1
 
 
@@ -44,8 +46,21 @@ def _failures(operation: str) -> Iterator[None]:
     """What the driver reports, as a BackendError."""
     try:
         yield
-    except cupy.cuda.runtime.CUDARuntimeError as error:
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        raise ResourceExhaustedError(f"{operation}: {error}") from error
+    except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
         raise BackendError(f"{operation}: the GPU failed: {error}") from error
+
+
+def _cublas() -> Any:
+    """CuPy's binding of cuBLAS. Raises UnsupportedError where the library is not installed."""
+    try:
+        from cupy_backends.cuda.libs import cublas
+    except ImportError as error:
+        raise UnsupportedError(
+            f"linear: cuBLAS does not load ({str(error).splitlines()[0]}); install it: pip install nvidia-cublas"
+        ) from error
+    return cublas
 
 
 class GpuEvent(DeviceEvent):
@@ -92,14 +107,14 @@ class GpuStream(DeviceStream):
 
 
 class Gpu(Machine):
-    """Kernels are compiled on first use, once for each file and set of definitions; CuPy keeps them on disk."""
+    """Work goes to the current stream of CuPy, the device's default one unless somebody chose another."""
 
     xp = cupy
 
     def __init__(self, ordinal: int) -> None:
         self.device = Device.CUDA(ordinal)
         self._device = cupy.cuda.Device(ordinal)
-        self._modules: dict[tuple[str, tuple[tuple[str, int], ...]], Any] = {}
+        self._compiler = Compiler(self._device)
 
     def launch(
         self,
@@ -110,16 +125,13 @@ class Gpu(Machine):
         threads: int,
         arguments: Sequence[Any],
     ) -> None:
-        key = (source, tuple(sorted(defines.items())))
-        with self._device:
-            if key not in self._modules:
-                options = ("-std=c++17", *(f"-D{name}={value}" for name, value in key[1]))
-                self._modules[key] = cupy.RawModule(code=source_of(source), options=options)
-            given = [np.uintp(0) if argument is None else argument for argument in arguments]
-            self._modules[key].get_function(kernel)(grid, (threads, 1, 1), tuple(given))
+        with self._device, _failures(kernel):
+            function = self._compiler.function(source, kernel, defines)
+            function(grid, (threads, 1, 1), tuple([NULL if argument is None else argument for argument in arguments]))
 
     def to_host(self, array: DeviceArray) -> Any:
-        return cupy.asnumpy(array)
+        with self._device, _failures("to_host"):
+            return cupy.asnumpy(array)
 
     def multiply(self, a: DeviceArray, b: DeviceArray, dtype: DataType) -> DeviceArray:
         """cuBLAS in its pedantic float32 mode for float32: no TF32; 16-bit factors multiply exactly."""
@@ -130,46 +142,62 @@ class Gpu(Machine):
         if not inner:
             out.fill(0)
             return out
-        from cupy_backends.cuda.libs import cublas  # loads the library, which a machine may lack
-
+        cublas = _cublas()
         kind = _CUBLAS_TYPES[dtype]
         compute = _COMPUTE_32F_PEDANTIC if dtype is DataType.FP32 else _COMPUTE_32F
         a, b = cupy.ascontiguousarray(a), cupy.ascontiguousarray(b)
         one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-        with self._device:
+        with self._device, _failures("multiply"):
             handle = self._device.cublas_handle
-            cublas.setPointerMode(handle, cublas.CUBLAS_POINTER_MODE_HOST)
-            # row-major out = a b^T is column-major out^T = b a^T
-            cublas.gemmEx(
-                handle, cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, columns, rows, inner, one.ctypes.data,
-                b.data.ptr, kind, inner, a.data.ptr, kind, inner, zero.ctypes.data,
-                out.data.ptr, _CUDA_R_32F, columns, compute, _GEMM_DEFAULT,
-            )  # fmt: skip
+            try:
+                cublas.setPointerMode(handle, cublas.CUBLAS_POINTER_MODE_HOST)
+                # row-major out = a b^T is column-major out^T = b a^T
+                cublas.gemmEx(
+                    handle, cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, columns, rows, inner, one.ctypes.data,
+                    b.data.ptr, kind, inner, a.data.ptr, kind, inner, zero.ctypes.data,
+                    out.data.ptr, _CUDA_R_32F, columns, compute, _GEMM_DEFAULT,
+                )  # fmt: skip
+            except cublas.CUBLASError as error:
+                sizes = f"({rows}, {inner}) by ({columns}, {inner})"
+                raise BackendError(f"multiply: cuBLAS refuses {sizes}: {error}") from error
         return out
 
     def check_graphs(self) -> None:
         """Every GPU that CuPy drives records graphs."""
 
     def record(self, step: Callable[[], DeviceArray]) -> Callable[[], DeviceArray]:
-        """A first run, outside the recording, compiles kernels and fills the memory pool: neither may happen within."""
-        with self._device:
+        """A first run, outside the recording, compiles kernels and fills a memory pool: neither may happen within.
+
+        The pool is the recording's own and lives as long: what `step` frees is written anew by every replay, so nobody
+        else may be given it.
+        """
+        pool = cupy.cuda.MemoryPool()
+        with self._device, _failures("record"):
             stream = cupy.cuda.Stream(non_blocking=True)
             stream.wait_event(cupy.cuda.get_current_stream().record())
-            with stream:
+            with stream, cupy.cuda.using_allocator(pool.malloc):
                 step()
                 stream.begin_capture()
-                result = step()
+                try:
+                    result = step()
+                except BaseException:
+                    with suppress(cupy.cuda.runtime.CUDARuntimeError):  # a capture that failed ends so too
+                        stream.end_capture()
+                    raise
                 graph = stream.end_capture()
             stream.synchronize()
 
         def replay() -> DeviceArray:
-            graph.launch(cupy.cuda.get_current_stream())
-            return result
+            with self._device, _failures("replay"):
+                graph.launch(cupy.cuda.get_current_stream())
+                return result
 
+        replay.keeps = (pool, stream)  # type: ignore[attr-defined]
         return replay
 
     def synchronize(self) -> None:
-        self._device.synchronize()
+        with _failures("synchronize"):
+            self._device.synchronize()
 
     def used_bytes(self) -> int:
         with self._device:

@@ -24,6 +24,7 @@ from ferrum_ref.types.algorithm import Algorithm
 
 _PRODUCTS = frozenset({"linear", "matmul"})
 _ATTENTION = frozenset({"attention", "paged_attention"})
+_FAST_DIVISION = frozenset({"silu", "silu_mul"})  # by 1 to 2, where it errs by 2 ulp at most
 _IN_FLOAT64 = frozenset({"gelu", "gelu_tanh", "sample_token"})
 
 
@@ -168,6 +169,8 @@ class CupyKernelOps(KernelOps):
             return Algorithm(accumulate="fp64")
         if op in _ATTENTION:
             return Algorithm(key_block=1)
+        if op in _FAST_DIVISION:
+            return Algorithm(div_ulp=2.0)
         if op in _PRODUCTS:
             return Algorithm(truncates=self._runtime.machine.truncates)
         return Algorithm()

@@ -7,30 +7,32 @@ from typing import Final
 
 import numpy as np
 
-from ferrum_cupy.machine import STORAGE
+from ferrum_cupy.machine import STORAGE, DeviceArray
 from ferrum_cupy.runtime import PACK_BYTES, Runtime, as_integers, packable
 from ferrum_cupy.tensor import CupyTensor
 from ferrum_ref.errors import InvalidParameterError, ShapeError
 from ferrum_ref.interfaces.kernel_ops import Ints
+from ferrum_ref.types.devices import DataType
 
 THREADS: Final = 256
+MOST_THREADS: Final = 1024
 _WARP: Final = 32
+_WARP_ROW_BYTES: Final = 32 * 4 * PACK_BYTES  # what the registers of one warp hold of a row: HELD packs a lane
 
 
 def row_threads(length: int, item_bytes: int) -> int:
-    """Threads for one row: a pack each as far as they go, whole warps. Pure."""
+    """Threads for one row: whole warps, two packs each as far as they go. Pure."""
     packs = max(1, length * item_bytes // PACK_BYTES)
-    return max(_WARP, min(THREADS, -(-packs // _WARP) * _WARP))
+    return max(_WARP, min(MOST_THREADS, -(-packs // (2 * _WARP)) * _WARP))
 
 
 def rms_norm(runtime: Runtime, operation: str, x: CupyTensor, weight: object, eps: float) -> CupyTensor:
     """y = x / sqrt(mean(x**2, -1) + eps) * weight; x (..., E), weight (E,). Pure. Raises ShapeError."""
     gain = _gain(runtime, operation, "weight", weight, x)
     data = runtime.machine.xp.ascontiguousarray(x.array)
-    y, length = runtime.machine.xp.empty_like(data), x.shape()[-1]
+    y = runtime.machine.xp.empty_like(data)
     if data.size:
-        arguments = (data, gain, y, np.int32(length), np.float32(eps), packable(length, data, gain, y))
-        _rows(runtime, "rms_norm", x, arguments)
+        _norm_rows(runtime, "rms_norm", x, (data, gain, y), np.float32(eps))
     return CupyTensor(runtime.machine, y, x.kind)
 
 
@@ -45,10 +47,9 @@ def rms_norm_residual(
     gain = _gain(runtime, operation, "weight", weight, x)
     data = runtime.machine.xp.ascontiguousarray(x.array)
     added = runtime.same_float(operation, "residual", other, x)
-    y, r, length = runtime.machine.xp.empty_like(data), runtime.machine.xp.empty_like(data), x.shape()[-1]
+    y, r = runtime.machine.xp.empty_like(data), runtime.machine.xp.empty_like(data)
     if data.size:
-        packed = packable(length, data, added, gain, y, r)
-        _rows(runtime, operation, x, (data, added, gain, y, r, np.int32(length), np.float32(eps), packed))
+        _norm_rows(runtime, operation, x, (data, added, gain, y, r), np.float32(eps))
     return CupyTensor(runtime.machine, y, x.kind), CupyTensor(runtime.machine, r, x.kind)
 
 
@@ -59,7 +60,9 @@ def layer_norm(runtime: Runtime, x: CupyTensor, weight: object, bias: object | N
     data = runtime.machine.xp.ascontiguousarray(x.array)
     y = runtime.machine.xp.empty_like(data)
     if data.size:
-        _rows(runtime, "layer_norm", x, (data, gain, shift, y, np.int32(x.shape()[-1]), np.float32(eps)))
+        arrays = (data, gain, y) if shift is None else (data, gain, shift, y)
+        sizes = (np.int32(x.shape()[-1]), np.float32(eps), packable(x.shape()[-1], *arrays))
+        _rows(runtime, "layer_norm", x, (data, gain, shift, y, *sizes))
     return CupyTensor(runtime.machine, y, x.kind)
 
 
@@ -77,6 +80,17 @@ def softmax(runtime: Runtime, x: CupyTensor, dim: int) -> CupyTensor:
     return CupyTensor(runtime.machine, xp.ascontiguousarray(xp.moveaxis(y, -1, dim)), x.kind)
 
 
+def pairwise(runtime: Runtime, kernel: str, x: DeviceArray, other: DeviceArray, kind: DataType) -> DeviceArray:
+    """`kernel` of every pair of two arrays of one float type, broadcast against each other. Pure."""
+    xp = runtime.machine.xp
+    shape = np.broadcast_shapes(x.shape, other.shape)
+    pair = tuple(xp.ascontiguousarray(xp.broadcast_to(array, shape)) for array in (x, other))
+    y = xp.empty(shape, pair[0].dtype)
+    if y.size:
+        _elements(runtime, kernel, kind, (*pair, y))
+    return y
+
+
 def pointwise(runtime: Runtime, kernel: str, x: CupyTensor, other: CupyTensor | None = None) -> CupyTensor:
     """`kernel` of every element; with `other`, of every pair in x's type. Pure."""
     xp = runtime.machine.xp
@@ -84,12 +98,8 @@ def pointwise(runtime: Runtime, kernel: str, x: CupyTensor, other: CupyTensor | 
     inputs = (data,) if other is None else (data, runtime.same_float(kernel, "up", other, x))
     y = xp.empty_like(data)
     if data.size:
-        packed = packable(data.size, *inputs, y)
-        count = data.size // (PACK_BYTES // data.itemsize) if packed else data.size
-        grid = (-(-count // THREADS), 1, 1)
-        defines = {"STORAGE": STORAGE[x.kind]}
-        runtime.machine.launch("pointwise", kernel, defines, grid, THREADS, (*inputs, y, np.int64(data.size), packed))
-    return CupyTensor(runtime.machine, y, x.kind)
+        _elements(runtime, kernel, x.kind, (*inputs, y))
+    return CupyTensor(runtime.machine, y.reshape(x.shape()), x.kind)
 
 
 def rotary(runtime: Runtime, x: CupyTensor, cos_cache: object, sin_cache: object, positions: Ints) -> CupyTensor:
@@ -119,35 +129,22 @@ def rotary(runtime: Runtime, x: CupyTensor, cos_cache: object, sin_cache: object
             f"{operation}: position_ids: got {int(bad[0])}, expected 0 <= position < {table[0]}; "
             "build longer tables or shorten the sequence"
         )
-    if (cos.kind, sin.kind) != (x.kind, x.kind):
-        return _rotary_wide(runtime, x, cos, sin, index)
-    data, c, s = (xp.ascontiguousarray(part.array) for part in (x, cos, sin))
-    y, half = xp.empty_like(data), table[1]
-    packed = packable(half, data, c, s, y)
-    rows = shape[0] * shape[1]
-    work = rows * shape[2] * half // (PACK_BYTES // data.itemsize if packed else 1)
+    data = xp.ascontiguousarray(x.array)
+    y, half, rows = xp.empty_like(data), table[1], shape[0] * shape[1]
+    is_same = (cos.kind, sin.kind) == (x.kind, x.kind)
+    c, s = (xp.ascontiguousarray(t.array if is_same else runtime.wide(operation, t)) for t in (cos, sin))
     arguments = (
-        data, c, s, runtime.indices(index), y,
-        np.int64(rows), np.int32(shape[1]), np.int32(shape[2]), np.int32(half), packed,
+        data, c, s, runtime.indices(index), y, np.int64(rows), np.int32(shape[1]), np.int32(shape[2]), np.int32(half),
     )  # fmt: skip
+    work, defines = rows * shape[2] * half, {"STORAGE": STORAGE[x.kind]}
+    if not is_same:  # tables of another type than x: in float32, which holds them all
+        runtime.machine.launch("pointwise", "rotary_wide", defines, (-(-work // THREADS), 1, 1), THREADS, arguments)
+        return CupyTensor(runtime.machine, y, x.kind)
+    packed = packable(half, data, c, s, y)
+    work //= PACK_BYTES // data.itemsize if packed else 1
     grid = (-(-work // THREADS), 1, 1)
-    runtime.machine.launch("pointwise", "rotary", {"STORAGE": STORAGE[x.kind]}, grid, THREADS, arguments)
+    runtime.machine.launch("pointwise", "rotary", defines, grid, THREADS, (*arguments, packed))
     return CupyTensor(runtime.machine, y, x.kind)
-
-
-def _rotary_wide(
-    runtime: Runtime,
-    x: CupyTensor,
-    cos: CupyTensor,
-    sin: CupyTensor,
-    index: np.ndarray[tuple[int, ...], np.dtype[np.int64]],
-) -> CupyTensor:
-    """Tables of another type than x: everything in float32, rounded once."""
-    xp, rows = runtime.machine.xp, runtime.indices(index)
-    c, s = (runtime.wide("rotary_embedding", t)[rows][None, :, None] for t in (cos, sin))
-    wide = runtime.wide("rotary_embedding", x)
-    a, b = wide[..., : c.shape[-1]], wide[..., c.shape[-1] :]
-    return runtime.rounded(xp.concatenate((a * c - b * s, b * c + a * s), -1), x.kind)
 
 
 def _gain(runtime: Runtime, operation: str, name: str, tensor: object, x: CupyTensor) -> object:
@@ -163,3 +160,23 @@ def _rows(runtime: Runtime, kernel: str, x: CupyTensor, arguments: tuple[object,
     grid = (math.prod(shape[:-1]), 1, 1)
     threads = row_threads(shape[-1], x.array.itemsize)
     runtime.machine.launch("norms", kernel, {"STORAGE": STORAGE[x.kind]}, grid, threads, arguments)
+
+
+def _norm_rows(runtime: Runtime, kernel: str, x: CupyTensor, arrays: tuple[DeviceArray, ...], eps: np.float32) -> None:
+    """A block a row, or a warp a row where rows are short and lie on 16-byte addresses."""
+    length, packed = x.shape()[-1], packable(x.shape()[-1], *arrays)
+    if not packed or length * x.array.itemsize > _WARP_ROW_BYTES:
+        _rows(runtime, kernel, x, (*arrays, np.int32(length), eps, packed))
+        return
+    rows = math.prod(x.shape()[:-1])
+    grid, defines = (-(-rows // (THREADS // _WARP)), 1, 1), {"STORAGE": STORAGE[x.kind]}
+    arguments = (*arrays, np.int64(rows), np.int32(length), eps)
+    runtime.machine.launch("norms", f"{kernel}_rows", defines, grid, THREADS, arguments)
+
+
+def _elements(runtime: Runtime, kernel: str, kind: DataType, arrays: tuple[DeviceArray, ...]) -> None:
+    """Over contiguous arrays of one size, a thread a pack or an element."""
+    size, packed = arrays[0].size, packable(arrays[0].size, *arrays)
+    count = size // (PACK_BYTES // arrays[0].itemsize) if packed else size
+    grid, defines = (-(-count // THREADS), 1, 1), {"STORAGE": STORAGE[kind]}
+    runtime.machine.launch("pointwise", kernel, defines, grid, THREADS, (*arrays, np.int64(size), packed))

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from ferrum_cupy.machine import STORAGE
-from ferrum_cupy.runtime import Runtime, as_integers
+from ferrum_cupy.runtime import Runtime, as_integers, packable
 from ferrum_cupy.storage import FLOATS, common_type, narrow
 from ferrum_cupy.tensor import CupyTensor
 from ferrum_ref.errors import BackendError, InvalidParameterError, ShapeError, UnsupportedError
@@ -22,6 +22,10 @@ from ferrum_ref.types.devices import DataType
 GGML_GROUP: Final = 32
 WARPS_PER_BLOCK: Final = 4
 ROWS_AT_ONCE: Final = 4
+STREAMED_ROWS: Final = 8  # of x; as in quantized.cu what follows
+STREAMED_GROUP: Final = 64
+LARGEST_GRID_Y: Final = 65535
+STREAMED_OUTPUTS: Final = {"stream_q4_0": 16, "stream_q8_0": 8}  # rows of W a block
 
 
 def linear(runtime: Runtime, x: CupyTensor, weight: object) -> CupyTensor:
@@ -53,7 +57,7 @@ def quantized_linear(runtime: Runtime, x: CupyTensor, packed_weight: object, sch
             "ggml's blocks; dequantise and call linear"
         )
     packed = runtime.beside("quantized_linear", "packed_weight", packed_weight)
-    kernel, block_bytes = ("linear_q4_0", 18) if isinstance(scheme, QuantScheme.Q4_0) else ("linear_q8_0", 34)
+    layout, block_bytes = ("q4_0", 18) if isinstance(scheme, QuantScheme.Q4_0) else ("q8_0", 34)
     shape, dims = x.shape(), packed.shape()
     if (
         packed.kind is not DataType.UINT8
@@ -69,11 +73,20 @@ def quantized_linear(runtime: Runtime, x: CupyTensor, packed_weight: object, sch
     rows, outputs = math.prod(shape[:-1]), dims[0]
     data, blocks = xp.ascontiguousarray(x.array), xp.ascontiguousarray(packed.array)
     y = xp.empty((*shape[:-1], outputs), data.dtype)
-    if y.size:
-        grid = (-(-outputs // WARPS_PER_BLOCK), -(-rows // ROWS_AT_ONCE), 1)
-        arguments = (data, blocks, y, np.int32(rows), np.int32(shape[-1]), np.int32(outputs))
-        defines = {"STORAGE": STORAGE[x.kind], "ROWS": ROWS_AT_ONCE}
-        machine.launch("quantized", kernel, defines, grid, WARPS_PER_BLOCK * 32, arguments)
+    if not y.size:
+        return CupyTensor(machine, y, x.kind)
+    defines, (inner, threads) = {"STORAGE": STORAGE[x.kind]}, (shape[-1], WARPS_PER_BLOCK * 32)
+    if rows <= STREAMED_ROWS and inner and inner % STREAMED_GROUP == 0 and packable(inner, data, blocks):
+        kernel = f"stream_{layout}"
+        grid = (rows, -(-outputs // STREAMED_OUTPUTS[kernel]), 1)
+        if grid[1] <= LARGEST_GRID_Y:
+            machine.launch(
+                "quantized", kernel, defines, grid, threads, (data, blocks, y, np.int32(inner), np.int32(outputs))
+            )
+            return CupyTensor(machine, y, x.kind)
+    grid = (-(-outputs // WARPS_PER_BLOCK), -(-rows // ROWS_AT_ONCE), 1)
+    arguments = (data, blocks, y, np.int32(rows), np.int32(inner), np.int32(outputs))
+    machine.launch("quantized", f"linear_{layout}", {**defines, "ROWS": ROWS_AT_ONCE}, grid, threads, arguments)
     return CupyTensor(machine, y, x.kind)
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ferrum_cupy.machine import STORAGE, DeviceArray, Machine
-from ferrum_cupy.storage import narrow, widen
+from ferrum_cupy.storage import ARRAY_TYPES, narrow, widen
 from ferrum_cupy.tensor import CupyTensor
 from ferrum_ref.errors import BackendError, InvalidParameterError, ShapeError
 from ferrum_ref.interfaces.kernel_ops import Ints
 from ferrum_ref.types.devices import DataType
 
 PACK_BYTES = 16
+_THREADS: Final = 256
+_LARGEST_COUNT: Final = 2**31 - 1 - _THREADS
+_NARROW: Final = {kind: ARRAY_TYPES[kind] for kind in (DataType.FP16, DataType.BF16)}
 
 
 class Runtime:
@@ -65,8 +70,16 @@ class Runtime:
 
     def rounded(self, values: DeviceArray, kind: DataType) -> CupyTensor:
         """float32 or float64 values as a tensor of a float type."""
+        xp = self.machine.xp
+        if kind in _NARROW and values.dtype == np.float32 and 0 < values.size <= _LARGEST_COUNT:
+            sums, y = xp.ascontiguousarray(values), xp.empty(values.shape, _NARROW[kind])
+            grid, count = (-(-values.size // _THREADS), 1, 1), np.int32(values.size)
+            self.machine.launch(
+                "decode", "round_sums", {"STORAGE": STORAGE[kind]}, grid, _THREADS, (sums, None, y, count)
+            )
+            return CupyTensor(self.machine, y, kind)
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            return CupyTensor(self.machine, narrow(self.machine.xp, values, kind), kind)
+            return CupyTensor(self.machine, narrow(xp, values, kind), kind)
 
     def indices(self, values: NDArray[np.int64]) -> DeviceArray:
         """Host integers on the device."""

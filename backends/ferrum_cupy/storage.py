@@ -113,8 +113,8 @@ def cast(xp: Any, array: DeviceArray, source: DataType, target: DataType) -> Dev
     if source is target:
         return array
     is_float = source in FLOATS
-    if target is DataType.BOOL:
-        return (widen(xp, array, source, "to_dtype") if is_float else array) != 0
+    if target is DataType.BOOL:  # by bits: a GPU may take subnormal numbers for zero
+        return (_magnitude_bits(xp, array) if is_float else array) != 0
     if target in FLOATS:
         if is_float:
             return narrow(xp, widen(xp, array, source, "to_dtype"), target)
@@ -127,6 +127,12 @@ def cast(xp: Any, array: DeviceArray, source: DataType, target: DataType) -> Dev
     if bool(xp.isnan(wide).any()):
         raise DeviceError(f"to_dtype: NaN has no value in {target.name}; replace it first")
     return xp.clip(xp.rint(wide), float(limits.min), float(limits.max)).astype(np.int64).astype(ARRAY_TYPES[target])
+
+
+def _magnitude_bits(xp: Any, array: DeviceArray) -> DeviceArray:
+    """The bits of floats without their signs. Pure."""
+    bits = xp.ascontiguousarray(array).view(np.dtype(f"u{array.itemsize}")).reshape(array.shape)
+    return bits & bits.dtype.type(2 ** (8 * array.itemsize - 1) - 1)
 
 
 def common_type(operation: str, a: DataType, b: DataType) -> DataType:

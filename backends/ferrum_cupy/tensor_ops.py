@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ferrum_cupy import launches, linear
+from ferrum_cupy.machine import STORAGE
 from ferrum_cupy.runtime import Runtime
 from ferrum_cupy.storage import ARRAY_TYPES, FLOATS, cast, common_type, narrow
 from ferrum_cupy.tensor import CupyTensor
@@ -57,9 +58,7 @@ class CupyTensorOps(TensorOps):
 
     def relu(self, tensor: TensorRef) -> CupyTensor:
         """`max(x, 0)`; NaN stays NaN."""
-        x = self._float("relu", "tensor", tensor)
-        wide, xp = self._runtime.wide("relu", x), self._runtime.machine.xp
-        return self._runtime.rounded(xp.where(wide < 0, np.float32(0), wide), x.kind)
+        return launches.pointwise(self._runtime, "relu", self._float("relu", "tensor", tensor))
 
     def gelu(self, tensor: TensorRef, *, approximate: str = "none") -> CupyTensor:
         """`x * Phi(x)`, the erf form; `approximate="tanh"` gives the tanh form (D-14)."""
@@ -141,15 +140,27 @@ class CupyTensorOps(TensorOps):
             )
         kind, machine = common_type(operation, first.kind, second.kind), self._runtime.machine
         with np.errstate(all="ignore"):
+            if first.kind in FLOATS and second.kind in FLOATS:
+                return self._floats(operation, first, second, kind)
             if kind in FLOATS:
-                both = first.kind in FLOATS and second.kind in FLOATS
-                wide = [self._wide(part, np.float32 if both else np.float64) for part in (first, second)]
+                wide = [self._wide(part, np.float64) for part in (first, second)]
                 return CupyTensor(machine, narrow(machine.xp, machine.xp.asarray(function(*wide)), kind), kind)
             if operation == "div":
                 quotient = function(first.array.astype(np.float64), second.array.astype(np.float64))
                 return CupyTensor(machine, machine.xp.asarray(quotient.astype(np.float32)), DataType.FP32)
             result = function(first.array.astype(np.int64), second.array.astype(np.int64))
             return CupyTensor(machine, machine.xp.asarray(result).astype(ARRAY_TYPES[kind]), kind)
+
+    def _floats(self, operation: str, first: CupyTensor, second: CupyTensor, kind: DataType) -> CupyTensor:
+        """By a kernel in float32: CuPy's own kernels take subnormal numbers for zero."""
+        runtime, machine = self._runtime, self._runtime.machine
+        if first.kind is second.kind and kind in STORAGE:
+            return CupyTensor(
+                machine, launches.pairwise(runtime, f"{operation}_each", first.array, second.array, kind), kind
+            )
+        wide = (runtime.wide(operation, first), runtime.wide(operation, second))
+        y = launches.pairwise(runtime, f"{operation}_each", *wide, DataType.FP32)
+        return CupyTensor(machine, narrow(machine.xp, y, kind), kind)
 
     def _wide(self, tensor: CupyTensor, compute: Any) -> Any:
         if tensor.kind in FLOATS:

@@ -1,8 +1,8 @@
 """Attention over contiguous and over paged keys and values, and the cache write.
 
-Scores, softmax and sums are float32 and the probabilities stay float32; torch's fused attention is not used, because
-which algorithm it picks (and how accurate its exponential is) varies with shape, device and version.
-Clauses: BK-TORCH-12..14 (specs/backend_torch.md), KN-ATTN-1..8, KN-PAGED-1..7, KN-WRITEKV-1..3 (specs/kernels.md).
+Scores, softmax and sums are float32 and the probabilities stay float32; torch's fused attention computes otherwise and
+is used only where a backend was made for it, and says so (`fused_attention`).
+Clauses: BK-TORCH-12..14, BK-TORCH-36 (specs/backend_torch.md); KN-ATTN-*, KN-PAGED-*, KN-WRITEKV-* (kernels.md).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ferrum_ref.errors import BackendError, ShapeError
 from ferrum_ref.interfaces.kernel_ops import AttentionParams, Ints
+from ferrum_torch.fused_attention import fused_attention, is_covered
 from ferrum_torch.integers import as_integers, is_run
 from ferrum_torch.rounding import round_to, widen
 
@@ -24,12 +25,18 @@ IntArray = NDArray[np.int64]
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, params: AttentionParams, sinks: torch.Tensor | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    params: AttentionParams,
+    sinks: torch.Tensor | None = None,
+    sdpa: bool = False,
 ) -> torch.Tensor:
     """o_i = sum_j p_ij v_j,  p_i = softmax over the visible j of (scale q_i . k_j)
 
     q (B, Sq, H, D); k (B, Skv, G, D); v (B, Skv, G, Dv); result (B, Sq, H, Dv) in q's type. A cap replaces each score
-    s by cap tanh(s / cap); sinks (H,) are one more logit a head, whose share goes to nothing. Pure.
+    s by cap tanh(s / cap); sinks (H,) are one more logit a head, whose share goes to nothing. `sdpa` hands the cases
+    that they cover to torch's fused kernels. Pure.
     Raises ShapeError for other shapes, and for head counts or sizes other than params say.
     """
     if q.ndim != 4 or k.ndim != 4 or v.ndim != 4 or k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0]:
@@ -39,6 +46,8 @@ def attention(
         )
     check_heads("attention", q, k, params)
     check_sinks("attention", sinks, params)
+    if sdpa and is_covered(q, k, v, params, sinks):
+        return fused_attention(q, k, v, params)
     results = [attend(q[b], k[b], v[b], params, sinks) for b in range(q.shape[0])]
     if not results:
         return torch.empty((*q.shape[:3], v.shape[3]), dtype=q.dtype, device=q.device)
@@ -53,6 +62,7 @@ def paged_attention(
     params: AttentionParams,
     context_lens: Ints | None,
     sinks: torch.Tensor | None = None,
+    sdpa: bool = False,
 ) -> torch.Tensor:
     """The same over keys and values that lie in blocks; position p of sequence b is row p % block_size of block
     block_table[b, p // block_size].
@@ -74,7 +84,10 @@ def paged_attention(
     for b, length in enumerate(lengths):
         blocks = table[b, : -(-length // k_cache.shape[1])]
         k, v = gather_blocks(k_cache, blocks, length), gather_blocks(v_cache, blocks, length)
-        out[b] = attend(queries[b], k, v, params, sinks)
+        if sdpa and is_covered(queries[b : b + 1], k[None], v[None], params, sinks):
+            out[b] = fused_attention(queries[b : b + 1], k[None], v[None], params)[0]
+        else:
+            out[b] = attend(queries[b], k, v, params, sinks)
     return out.view(q.shape)
 
 

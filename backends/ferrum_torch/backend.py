@@ -1,6 +1,6 @@
 """TorchBackend: tensors, operations and kernels of torch on one device.
 
-Clauses: BK-TORCH-1..3, BK-TORCH-11, BK-TORCH-20 (specs/backend_torch.md).
+Clauses: BK-TORCH-1..3, BK-TORCH-11, BK-TORCH-20, BK-TORCH-26, BK-TORCH-33, BK-TORCH-37..38 (specs/backend_torch.md).
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ import torch
 
 from ferrum_ref.errors import BackendError, DeviceError, UnsupportedError
 from ferrum_ref.interfaces.backend import BackendCapabilities, BackendStatus, ComputeBackend
+from ferrum_ref.interfaces.transformer import TransformerWeights
 from ferrum_ref.types.devices import Device
 from ferrum_torch import conversion
+from ferrum_torch.async_ops import TorchAsyncTensorOps
+from ferrum_torch.batch import TorchTensorBatchOps
+from ferrum_torch.decode import TorchDecodeBackend
 from ferrum_torch.factory import TorchTensorFactory
 from ferrum_torch.kernel_ops import TorchKernelOps
+from ferrum_torch.packed_weights import KINDS
 from ferrum_torch.runtime import Runtime
 from ferrum_torch.tensor_ops import TorchTensorOps
 
@@ -28,17 +33,22 @@ class TorchBackend(ComputeBackend):
     caller's.
     """
 
-    def __init__(self, device: Device) -> None:
-        self._runtime = Runtime(device)
+    def __init__(self, device: Device, compiled: bool = False, sdpa: bool = False) -> None:
+        """`compiled` passes chains of small operations to torch.compile, `sdpa` attention to torch's fused kernels.
+
+        [BK-TORCH-32, BK-TORCH-36]
+        """
+        self._compiled, self._sdpa = compiled, sdpa
+        self._runtime = Runtime(device, compiled, sdpa)
         self._tensor_ops = TorchTensorOps(self._runtime)
         self._tensor_factory = TorchTensorFactory(self._runtime)
         self._kernel_ops = TorchKernelOps(self._runtime)
 
     @classmethod
-    def on(cls, device: str) -> TorchBackend:
-        """The backend on the device of that name. Raises UnsupportedError when torch cannot use it here."""
+    def on(cls, device: str, compiled: bool = False, sdpa: bool = False) -> TorchBackend:
+        """The backend on the device of that name. Raises UnsupportedError when torch cannot use it or compile."""
         try:
-            return cls(Device.parse(device))
+            return cls(Device.parse(device), compiled, sdpa)
         except DeviceError as error:
             raise UnsupportedError(error.message) from error
 
@@ -46,7 +56,7 @@ class TorchBackend(ComputeBackend):
         return "torch"
 
     def version(self) -> str:
-        return f"torch {torch.__version__}"
+        return ", ".join((f"torch {torch.__version__}", *["compiled"] * self._compiled, *["sdpa"] * self._sdpa))
 
     def capabilities(self) -> BackendCapabilities:
         """Every limit below is torch's own; the devices are those it can use on this machine."""
@@ -57,7 +67,7 @@ class TorchBackend(ComputeBackend):
             supports_fp16=True,
             supports_bf16=True,
             supports_int8=False,
-            supports_flash_attention=False,
+            supports_flash_attention=self._sdpa,
             supports_paged_attention=True,
             supports_tensor_parallelism=False,
             supports_pipeline_parallelism=False,
@@ -65,8 +75,8 @@ class TorchBackend(ComputeBackend):
             max_sequence_length=LARGEST_COUNT,
             memory_alignment=64,
             supports_custom_kernels=False,
-            supports_cuda_graphs=False,
-            extra_capabilities={"quantized_linear": ["q4_0", "q8_0"]},
+            supports_cuda_graphs=self._runtime.torch_device.type == "cuda",
+            extra_capabilities={"quantized_linear": list(KINDS), "compiled": self._compiled, "sdpa": self._sdpa},
         )
 
     def tensor_ops(self) -> TorchTensorOps:
@@ -80,6 +90,26 @@ class TorchBackend(ComputeBackend):
     def kernel_ops(self) -> TorchKernelOps:
         self._check_open("kernel_ops")
         return self._kernel_ops
+
+    def tensor_batch_ops(self) -> TorchTensorBatchOps:
+        """Operations over lists (extension).  [BK-TORCH-26]"""
+        self._check_open("tensor_batch_ops")
+        return TorchTensorBatchOps(self._runtime)
+
+    def async_tensor_ops(self) -> TorchAsyncTensorOps:
+        """Operations that are awaited, with a queue of their own (extension).  [BK-TORCH-26]"""
+        self._check_open("async_tensor_ops")
+        return TorchAsyncTensorOps(self._runtime)
+
+    def make_decode_backend(
+        self, weights: TransformerWeights, *, max_tokens: int | None = None, mode: str | None = None
+    ) -> TorchDecodeBackend:
+        """A decode step as one function of torch over weights that are this backend's tensors (extension).
+
+        `mode`: "eager", "compiled" or "graph"; by default "compiled" if the backend is, else "eager".  [BK-TORCH-38]
+        """
+        self._check_open("make_decode_backend")
+        return TorchDecodeBackend(weights, mode or ("compiled" if self._compiled else "eager"), max_tokens)
 
     def supports_device(self, device: Device) -> bool:
         return device in conversion.usable_devices()

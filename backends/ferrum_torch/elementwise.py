@@ -1,6 +1,7 @@
 """Activations, broadcast arithmetic and rotary embedding, in float32 with one rounding.
 
-Clauses: BK-TORCH-8..9 (specs/backend_torch.md), KN-SILU-*, KN-GELU-*, KN-RELU-1, KN-ROPE-* (specs/kernels.md).
+Each function checks its operands; chains of operations go to `run`, which may be a compiler (`fusing`).
+Clauses: BK-TORCH-8..9, BK-TORCH-32 (specs/backend_torch.md); KN-SILU-*, KN-GELU-*, KN-RELU-1, KN-ROPE-* (kernels.md).
 """
 
 from __future__ import annotations
@@ -14,39 +15,39 @@ import torch
 from ferrum_ref.errors import InvalidParameterError, ShapeError
 from ferrum_ref.interfaces.kernel_ops import Ints
 from ferrum_ref.interfaces.tensor import are_broadcastable
+from ferrum_torch.fusing import Run, as_line, directly
 from ferrum_torch.integers import as_integers, is_run
-from ferrum_torch.rounding import FLOATS, common_type, round_to, widen
+from ferrum_torch.rounding import FLOATS, check_float, common_type, round_to, widen
 
 EXP_OVERFLOWS_BELOW = -80.0  # exp(88.8) is infinite in float32, while x * exp(x) is not yet 0 there
 
 
-def silu(x: torch.Tensor) -> torch.Tensor:
+def silu(x: torch.Tensor, run: Run = directly) -> torch.Tensor:
     """y = x * sigmoid(x); at -inf it is -0. Result in x's type. Pure."""
-    return round_to(_silu(widen(x, "silu")), x.dtype)
+    check_float(x, "silu")
+    return run(_silu_rounded, as_line(x, run)).view(x.shape)
 
 
-def silu_mul(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+def silu_mul(gate: torch.Tensor, up: torch.Tensor, run: Run = directly) -> torch.Tensor:
     """y = silu(gate) * up, rounded once. Equal shapes; result in gate's type. Pure. Raises ShapeError otherwise."""
     if gate.shape != up.shape:
         raise ShapeError(f"silu_mul: gate {tuple(gate.shape)} and up {tuple(up.shape)}, expected equal shapes")
-    return round_to(_silu(widen(gate, "silu_mul")).mul_(widen(up, "silu_mul")), gate.dtype)
+    check_float(gate, "silu_mul")
+    check_float(up, "silu_mul")
+    return run(_silu_mul_rounded, as_line(gate, run), as_line(up, run)).view(gate.shape)
 
 
-def gelu(x: torch.Tensor, approximate: str = "none") -> torch.Tensor:
+def gelu(x: torch.Tensor, approximate: str = "none", run: Run = directly) -> torch.Tensor:
     """y = x/2 * erfc(-x / sqrt(2)); "tanh": y = x * sigmoid(2 z), z = sqrt(2/pi) (x + 0.044715 x**3)
 
     Computed in float64, since 1 + erf(x) cancels for negative x; rounded once to x's type; -0 at -inf. Pure.
     Raises InvalidParameterError for another `approximate`.
     """
-    wide = widen(x, "gelu").to(torch.float64)
-    if approximate == "none":
-        y = wide * 0.5 * torch.special.erfc(wide * -math.sqrt(0.5))
-    elif approximate == "tanh":
-        y = wide * torch.sigmoid(wide * (1.0 + 0.044715 * wide * wide) * (2.0 * math.sqrt(2.0 / math.pi)))
-    else:
+    check_float(x, "gelu")
+    if approximate not in ("none", "tanh"):
         raise InvalidParameterError(f"gelu: approximate: got {approximate!r}, expected 'none' or 'tanh'")
-    y.masked_fill_(wide == -torch.inf, -0.0)
-    return round_to(y, x.dtype)
+    function = _gelu_rounded if approximate == "none" else _gelu_tanh_rounded
+    return run(function, as_line(x, run)).view(x.shape)
 
 
 def relu(x: torch.Tensor) -> torch.Tensor:
@@ -78,7 +79,9 @@ def arithmetic(
     return function(a.to(torch.int64), b.to(torch.int64)).to(target)
 
 
-def rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: Ints) -> torch.Tensor:
+def rotary_embedding(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: Ints, run: Run = directly
+) -> torch.Tensor:
     """(a, b) -> (a c - b s, b c + a s) for every pair (x[i], x[i + D/2]) of a head, c, s = cos[p, i], sin[p, i]
 
     x (B, T, H, D); cos, sin (P, D/2); one position for each token, each one indexes the tables (D-15). Result in x's
@@ -107,15 +110,49 @@ def rotary_embedding(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, posi
     else:
         chosen = torch.from_numpy(np.ascontiguousarray(index)).to(cos.device)
         c, s = cos.index_select(0, chosen), sin.index_select(0, chosen)
-    c, s = widen(c, operation).unsqueeze(1), widen(s, operation).unsqueeze(1)
+    for data in (x, cos, sin):
+        check_float(data, operation)
+    if run is not directly:  # one token a row: otherwise it is compiled once more for every B and T that is 1
+        c, s = (table.expand(x.shape[0], *table.shape).reshape(-1, table.shape[1]) for table in (c, s))
+        return run(_rotated, x.reshape(-1, *x.shape[2:]), c, s).view(x.shape)
+    return _rotated(x, c, s)
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """x (..., T, H, D), cos and sin (T, D/2)."""
+    operation = "rotary_embedding"
+    c, s = widen(cos, operation).unsqueeze(1), widen(sin, operation).unsqueeze(1)
     a, b = widen(x, operation).tensor_split(2, -1)
     turned = torch.cat((torch.addcmul(a * c, b, s, value=-1), torch.addcmul(b * c, a, s)), -1)
     return round_to(turned, x.dtype)
 
 
+def _silu_rounded(x: torch.Tensor) -> torch.Tensor:
+    return round_to(_silu(widen(x, "silu")), x.dtype)
+
+
+def _silu_mul_rounded(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    return round_to(_silu(widen(gate, "silu_mul")).mul_(widen(up, "silu_mul")), gate.dtype)
+
+
+def _gelu_rounded(x: torch.Tensor) -> torch.Tensor:
+    wide = x.to(torch.float64)
+    return _rounded_gelu(wide, wide * 0.5 * torch.special.erfc(wide * -math.sqrt(0.5)), x.dtype)
+
+
+def _gelu_tanh_rounded(x: torch.Tensor) -> torch.Tensor:
+    wide = x.to(torch.float64)
+    y = wide * torch.sigmoid(wide * (1.0 + 0.044715 * wide * wide) * (2.0 * math.sqrt(2.0 / math.pi)))
+    return _rounded_gelu(wide, y, x.dtype)
+
+
+def _rounded_gelu(x: torch.Tensor, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return round_to(y.masked_fill_(x == -torch.inf, -0.0), dtype)
+
+
 def _silu(x: torch.Tensor) -> torch.Tensor:
     """A fresh float32 tensor: x / (1 + exp(-x)), by a form that does not overflow where some x is far below 0."""
-    if x.is_cpu and (x.numel() == 0 or float(x.amin()) >= EXP_OVERFLOWS_BELOW):
+    if not torch.compiler.is_compiling() and x.is_cpu and (x.numel() == 0 or float(x.amin()) >= EXP_OVERFLOWS_BELOW):
         return torch.nn.functional.silu(x)
     root = torch.exp(x.clamp(max=0.0) * 0.5)  # the exponential in two factors: neither is ever subnormal
     y = x * root * root / (1.0 + torch.exp(-x.abs()))

@@ -24,7 +24,8 @@ from ferrum_ref.interfaces.kernel_ops import (
 )
 from ferrum_ref.interfaces.tensor import TensorRef
 from ferrum_ref.types.algorithm import Algorithm
-from ferrum_torch import attention, elementwise, linear, norms, sampling
+from ferrum_torch import attention, elementwise, fused_attention, fusing, linear, norms, quantized, sampling
+from ferrum_torch.fusing import directly
 from ferrum_torch.runtime import Runtime
 from ferrum_torch.tensor import TorchTensor, is_read_only
 
@@ -43,7 +44,8 @@ class TorchNormOps(Part, NormOps):
     def rms_norm(self, input: TensorRef, weight: TensorRef, eps: float) -> TorchTensor:
         """`x / sqrt(mean(x**2) + eps) * weight` over the last axis."""
         x = self._runtime.take("rms_norm", "input", input)
-        return TorchTensor(norms.rms_norm(x, self._runtime.take_beside("rms_norm", "weight", weight, x), eps))
+        w = self._runtime.take_beside("rms_norm", "weight", weight, x)
+        return TorchTensor(norms.rms_norm(x, w, eps, run=self._runtime.run))
 
     def rms_norm_residual(
         self, input: TensorRef, residual: TensorRef, weight: TensorRef, eps: float
@@ -52,7 +54,7 @@ class TorchNormOps(Part, NormOps):
         operation, beside = "rms_norm_residual", self._runtime.take_beside
         x = self._runtime.take(operation, "input", input)
         r, w = beside(operation, "residual", residual, x), beside(operation, "weight", weight, x)
-        normed, total = norms.rms_norm_residual(x, r, w, eps)
+        normed, total = norms.rms_norm_residual(x, r, w, eps, self._runtime.run)
         return TorchTensor(normed), TorchTensor(total)
 
 
@@ -64,7 +66,7 @@ class TorchPositionOps(Part, PositionOps):
         operation, beside = "rotary_embedding", self._runtime.take_beside
         data = self._runtime.take(operation, "x", x)
         cos, sin = beside(operation, "cos_cache", cos_cache, data), beside(operation, "sin_cache", sin_cache, data)
-        return TorchTensor(elementwise.rotary_embedding(data, cos, sin, position_ids))
+        return TorchTensor(elementwise.rotary_embedding(data, cos, sin, position_ids, self._runtime.run))
 
 
 class TorchAttentionOps(Part, AttentionOps):
@@ -76,7 +78,7 @@ class TorchAttentionOps(Part, AttentionOps):
         queries = self._runtime.take("attention", "q", q)
         keys, values = beside("attention", "k", k, queries), beside("attention", "v", v, queries)
         extra = None if sinks is None else beside("attention", "sinks", sinks, queries)
-        return TorchTensor(attention.attention(queries, keys, values, params, extra))
+        return TorchTensor(attention.attention(queries, keys, values, params, extra, self._runtime.sdpa))
 
     def paged_attention(
         self,
@@ -94,7 +96,10 @@ class TorchAttentionOps(Part, AttentionOps):
         queries = self._runtime.take(operation, "q", q)
         keys, values = beside(operation, "k_cache", k_cache, queries), beside(operation, "v_cache", v_cache, queries)
         extra = None if sinks is None else beside(operation, "sinks", sinks, queries)
-        return TorchTensor(attention.paged_attention(queries, keys, values, block_table, params, context_lens, extra))
+        sdpa = self._runtime.sdpa
+        return TorchTensor(
+            attention.paged_attention(queries, keys, values, block_table, params, context_lens, extra, sdpa)
+        )
 
     def write_kv(self, cache: TensorRef, rows: TensorRef, slots: Ints) -> None:
         """`cache[slots[t]] = rows[t]`, in place."""
@@ -111,11 +116,12 @@ class TorchActivationOps(Part, ActivationOps):
     def silu_mul(self, gate: TensorRef, up: TensorRef) -> TorchTensor:
         """`gate * sigmoid(gate) * up`, rounded once."""
         g = self._runtime.take("silu_mul", "gate", gate)
-        return TorchTensor(elementwise.silu_mul(g, self._runtime.take_beside("silu_mul", "up", up, g)))
+        u = self._runtime.take_beside("silu_mul", "up", up, g)
+        return TorchTensor(elementwise.silu_mul(g, u, self._runtime.run))
 
     def gelu(self, input: TensorRef) -> TorchTensor:
         """`x * Phi(x)`, the exact erf form (D-14)."""
-        return TorchTensor(elementwise.gelu(self._runtime.take("gelu", "input", input)))
+        return TorchTensor(elementwise.gelu(self._runtime.take("gelu", "input", input), run=self._runtime.run))
 
 
 class TorchLinearOps(Part, LinearOps):
@@ -125,10 +131,14 @@ class TorchLinearOps(Part, LinearOps):
         return TorchTensor(linear.linear(x, self._runtime.take_beside("linear", "weight", weight, x)))
 
     def quantized_linear(self, input: TensorRef, packed_weight: TensorRef, scheme: QuantScheme) -> TorchTensor:
-        """The same product with ggml blocks, q4_0 or q8_0, unpacked to float32 on the way."""
+        """The same product with a weight in any packed form of the contract, unpacked to float32 on the way."""
         x = self._runtime.take("quantized_linear", "input", input)
         packed = self._runtime.take_beside("quantized_linear", "packed_weight", packed_weight, x)
-        return TorchTensor(linear.quantized_linear(x, packed, scheme))
+
+        def beside(name: str, tensor: TensorRef) -> torch.Tensor:
+            return self._runtime.take_beside("quantized_linear", name, tensor, x)
+
+        return TorchTensor(quantized.quantized_linear(x, packed, scheme, beside, self._runtime.run))
 
     def embedding(self, table: TensorRef, ids: Ints) -> TorchTensor:
         """Rows `table[ids]`, exact."""
@@ -178,15 +188,17 @@ class TorchKernelOps(KernelOps):
 
     def declared_algorithm(self, op: str) -> Algorithm:
         """float32 sums in an order of torch's choosing; matrix products as torch's own precision switch has it; gelu in
-        float64.  [BK-TORCH-19]
+        float64.  [BK-TORCH-19, BK-TORCH-34, BK-TORCH-37]
 
         A GPU's tensor cores may cut where a sum should be rounded. Reads the switch at every call; changes nothing.
         """
+        on_gpu = self._runtime.torch_device.type == "cuda"
         if op in IN_FLOAT64:
             return Algorithm(accumulate="fp64")
         if op not in MATRIX_PRODUCTS:
-            return Algorithm()
-        on_gpu = self._runtime.torch_device.type == "cuda"
+            return fusing.declared(Algorithm(), on_gpu) if self._runtime.run is not directly else Algorithm()
         settings = torch.backends.cuda if on_gpu else torch.backends.mkldnn
         chosen = getattr(getattr(settings, "matmul", None), "fp32_precision", "none")
-        return Algorithm(accumulate=chosen if chosen in ("tf32", "bf16") else "fp32", truncates=on_gpu)
+        plain = Algorithm(accumulate=chosen if chosen in ("tf32", "bf16") else "fp32", truncates=on_gpu)
+        fused = self._runtime.sdpa and op in ("attention", "paged_attention")
+        return fused_attention.declared(plain, on_gpu) if fused else plain

@@ -19,12 +19,17 @@ def widen(data: torch.Tensor, operation: str) -> torch.Tensor:
     """The values as float32, exactly; itself if it holds float32. Pure. Raises BackendError for non-floats."""
     if data.dtype is torch.float32:
         return data
+    check_float(data, operation)
+    return data.to(torch.float32)
+
+
+def check_float(data: torch.Tensor, operation: str) -> None:
+    """Raises BackendError for non-floats."""
     if data.dtype not in FLOATS:
         raise BackendError(
             f"{operation}: element type {DATA_TYPES.get(data.dtype, data.dtype)}, expected fp32, fp16, bf16 or fp8; "
             "convert with to_dtype"
         )
-    return data.to(torch.float32)
 
 
 def round_to(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""Runtime: what the parts of one torch backend share.  Clauses: BK-TORCH-11, BK-TORCH-21 (specs/backend_torch.md)."""
+"""Runtime: what the parts of one torch backend share.
+
+Clauses: BK-TORCH-11, BK-TORCH-21, BK-TORCH-32 (specs/backend_torch.md)."""
 
 from __future__ import annotations
 
@@ -7,20 +9,25 @@ import torch
 from ferrum_ref.errors import BackendError, DeviceError
 from ferrum_ref.types.devices import Device
 from ferrum_torch import conversion
+from ferrum_torch.fusing import Run, compiled_on, directly
 from ferrum_torch.tensor import TorchTensor
 
 
 class Runtime:
-    """What the parts of one backend share: its device, whether it is open, and how many operations it has done.
+    """What the parts of one backend share: its device, how it runs chains of operations, whether it is open, and how
+    many operations it has done.
 
     The count is that of one thread at a time; concurrent callers may lose increments, nothing else.
     """
 
-    __slots__ = ("device", "is_open", "num_operations", "torch_device")
+    __slots__ = ("device", "is_open", "num_operations", "run", "sdpa", "torch_device")
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, compiled: bool = False, sdpa: bool = False) -> None:
+        """Raises DeviceError for a device that torch cannot use; UnsupportedError if it cannot compile for it."""
         self.device = device
         self.torch_device = conversion.torch_device(device, "make_backend")
+        self.run: Run = compiled_on(self.torch_device) if compiled else directly
+        self.sdpa = sdpa
         self.is_open = True
         self.num_operations = 0
 

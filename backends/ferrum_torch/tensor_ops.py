@@ -51,11 +51,12 @@ class TorchTensorOps(TensorOps):
         """`(x - mean) / sqrt(var + eps) * weight + bias` over the last axis, biased variance."""
         x, w = self._pair("layer_norm", input, weight, ("input", "weight"))
         b = None if bias is None else self._runtime.take_beside("layer_norm", "bias", bias, x)
-        return TorchTensor(norms.layer_norm(x, w, b, eps))
+        return TorchTensor(norms.layer_norm(x, w, b, eps, self._runtime.run))
 
     def rms_norm(self, input: TensorRef, weight: TensorRef, eps: float) -> TorchTensor:
         """`x / sqrt(mean(x**2) + eps) * weight` over the last axis."""
-        return TorchTensor(norms.rms_norm(*self._pair("rms_norm", input, weight, ("input", "weight")), eps))
+        x, w = self._pair("rms_norm", input, weight, ("input", "weight"))
+        return TorchTensor(norms.rms_norm(x, w, eps, run=self._runtime.run))
 
     def relu(self, tensor: TensorRef) -> TorchTensor:
         """`max(x, 0)`; NaN stays NaN."""
@@ -63,11 +64,11 @@ class TorchTensorOps(TensorOps):
 
     def gelu(self, tensor: TensorRef, *, approximate: str = "none") -> TorchTensor:
         """`x * Phi(x)`, the erf form; `approximate="tanh"` gives the tanh form (D-14)."""
-        return TorchTensor(elementwise.gelu(self._one("gelu", tensor), approximate))
+        return TorchTensor(elementwise.gelu(self._one("gelu", tensor), approximate, self._runtime.run))
 
     def silu(self, tensor: TensorRef) -> TorchTensor:
         """`x * sigmoid(x)`."""
-        return TorchTensor(elementwise.silu(self._one("silu", tensor)))
+        return TorchTensor(elementwise.silu(self._one("silu", tensor), self._runtime.run))
 
     def concat(self, tensors: Sequence[TensorRef], dim: int) -> TorchTensor:
         """Joined along an existing axis. Raises BackendError for an empty list or other dims that differ."""

@@ -1,4 +1,4 @@
-"""`ferrum-ref generate MODEL "prompt"`: stream a model's answer.  Clauses: EN-GENERATE-1..4 (specs/generate.md)."""
+"""`ferrum-ref generate MODEL "prompt"`: stream a model's answer.  Clauses: EN-GENERATE-1..6 (specs/generate.md)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ferrum_ref.cli.cache import add_cache_option, cache_dir
-from ferrum_ref.errors import RequestValidationError
+from ferrum_ref.errors import RequestValidationError, UnsupportedError
 
 if TYPE_CHECKING:
     from ferrum_ref.assembly import LoadedModel
+    from ferrum_ref.interfaces.llm import DecoderOnlyLLM
     from ferrum_ref.types.requests import InferenceRequest
     from ferrum_ref.types.sampling import SamplingParams
 
@@ -35,7 +36,18 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system message (implies --chat)")
     parser.add_argument("--backend", default="numpy", help="numpy (default), torch, or another installed backend")
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
-    parser.add_argument("--packed", action="store_true", help="keep weights packed as in the file: less memory, slower")
+    parser.add_argument(
+        "--packed",
+        action="store_true",
+        help="keep weights packed as in the file: less memory; slower with numpy and torch, faster with numba-cpu",
+    )
+    parser.add_argument(
+        "--decode",
+        choices=("auto", "step", "kernels"),
+        default="auto",
+        help="step: the backend's own decode step; kernels: one kernel after another;"
+        " auto (default): the step where backend and model have one, else kernels",
+    )
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest answer (default 256)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): always the likeliest")
     parser.add_argument(
@@ -52,14 +64,15 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Load, generate, stream.  [EN-GENERATE-1..4]
+    """Load, generate, stream.  [EN-GENERATE-1..6]
 
     Raises FerrumError subclasses: parameters and an empty prompt before anything is loaded.
     """
     params = sampling_params(args)
     loaded = _load(args)
     request = build_request(args, loaded, params)
-    answer = asyncio.run(_stream(loaded, request, quiet=args.json))
+    llm = stepped_llm(loaded, args.decode)
+    answer = asyncio.run(_stream(loaded, request, llm, quiet=args.json))
     if args.json:
         print(json.dumps(answer.to_dict(args.model), ensure_ascii=False))
     print(answer.speed(loaded), file=sys.stderr)
@@ -99,6 +112,21 @@ def build_request(args: argparse.Namespace, loaded: LoadedModel, params: Samplin
     return request.with_metadata("add_special_tokens", False) if is_chat else request
 
 
+def stepped_llm(loaded: LoadedModel, decode: str) -> DecoderOnlyLLM | None:
+    """The model with its backend's decode step, or None: decode by kernels.  [EN-GENERATE-5..6]
+
+    Raises UnsupportedError, saying why, where `decode` is "step" and there is none.
+    """
+    if decode == "kernels":
+        return None
+    try:
+        return loaded.new_stepped_llm()
+    except UnsupportedError as error:
+        if decode == "step":
+            raise UnsupportedError(f"generate: --decode step: {error.message}; or take --decode kernels") from error
+        return None
+
+
 @dataclass(slots=True)
 class Answer:
     """What came out, and when."""
@@ -110,6 +138,7 @@ class Answer:
     started_s: float = 0.0
     first_s: float = 0.0
     last_s: float = 0.0
+    decode: str = "kernels"
 
     def to_dict(self, model: str) -> dict[str, Any]:
         """The part that a second run with the same seed repeats, ready for JSON."""
@@ -120,27 +149,34 @@ class Answer:
             "finish_reason": self.finish_reason,
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": len(self.token_ids),
+            "decode": self.decode,
         }
 
     def speed(self, loaded: LoadedModel) -> str:
-        """One line: counts, time to first token, and the rate of the tokens after it."""
+        """One line: counts, time to first token, the rate of the tokens after it, and what decoded them."""
         num_tokens, span_s = len(self.token_ids), self.last_s - self.first_s
         rate = f"{(num_tokens - 1) / span_s:.1f} tokens/s" if num_tokens > 1 and span_s > 0 else "no rate"
         return (
             f"{self.num_prompt_tokens} prompt tokens, {num_tokens} generated; first token after"
             f" {self.first_s - self.started_s:.2f} s, then {rate}"
-            f" ({loaded.backend.name()} on {loaded.info.device}; ended by {self.finish_reason})"
+            f" ({loaded.backend.name()} on {loaded.info.device}, decoded by {self.decode};"
+            f" ended by {self.finish_reason})"
         )
 
 
-async def _stream(loaded: LoadedModel, request: InferenceRequest, quiet: bool) -> Answer:
+async def _stream(loaded: LoadedModel, request: InferenceRequest, llm: DecoderOnlyLLM | None, quiet: bool) -> Answer:
     """Generate, writing each piece as it comes.  Mutates standard output."""
-    from ferrum_ref.serving import build_engine
+    from ferrum_ref.serving import build_engine, build_llm_engine
 
     num_tokens = request.sampling_params.max_tokens + len(loaded.tokenizer.encode(request.prompt, True))
     num_tokens = min(num_tokens, loaded.info.max_sequence_length)
-    engine = build_engine(loaded, num_blocks=-(-num_tokens // 16), max_num_batched_tokens=STEP_TOKENS, max_num_seqs=1)
-    answer = Answer(started_s=time.perf_counter())
+    num_blocks = -(-num_tokens // 16)
+    if llm is None:
+        engine = build_engine(loaded, num_blocks=num_blocks, max_num_batched_tokens=STEP_TOKENS, max_num_seqs=1)
+    else:
+        limits = {"num_blocks": num_blocks, "max_num_batched_tokens": STEP_TOKENS, "max_num_seqs": 1}
+        engine = build_llm_engine(loaded, llm, **limits)
+    answer = Answer(started_s=time.perf_counter(), decode="kernels" if llm is None else "step")
     token_ids: list[int] = []
     try:
         async for chunk in await engine.infer_stream(request):

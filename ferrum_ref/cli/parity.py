@@ -192,7 +192,7 @@ def _selection(args: argparse.Namespace) -> Selection:
         raise InvalidParameterError("parity: --case counts the cases of one operation; give exactly one --op")
     if args.budget is not None and not args.budget > 0:
         raise InvalidParameterError(f"parity: --budget is {args.budget:g}, expected seconds above 0")
-    selection = Selection(tuple(args.op), tuple(args.dtype), args.case, args.seed, args.seeds, args.small)
+    selection = Selection(tuple(args.op), tuple(args.dtype), args.case, args.seed, args.seeds, args.small, True)
     selection.items()  # refuses unknown names before anything runs
     return selection
 

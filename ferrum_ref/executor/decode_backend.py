@@ -10,14 +10,13 @@ Clauses: DB-* (specs/decode_backend.md).
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
-from ferrum_ref.errors import BackendError, NotFoundError, ResourceExhaustedError, UnsupportedError
+from ferrum_ref.errors import UnsupportedError
 from ferrum_ref.executor.decode_backend_cache import SequenceCache, rows_of
 from ferrum_ref.interfaces.backend import ComputeBackend
-from ferrum_ref.interfaces.decode_backend import DecodeBackend
+from ferrum_ref.interfaces.decode_sequences import SequenceDecodeBackend
 from ferrum_ref.interfaces.kernel_ops import AttentionOps, AttentionParams, KernelOpsDispatch, PositionOps
 from ferrum_ref.interfaces.tensor import TensorRef
 from ferrum_ref.interfaces.transformer import TransformerWeights
@@ -26,7 +25,7 @@ Part = TypeVar("Part")
 LayerKv = list[tuple[TensorRef, TensorRef]]
 
 
-class TransformerDecodeBackend(DecodeBackend):
+class TransformerDecodeBackend(SequenceDecodeBackend[SequenceCache]):
     """Keeps K/V by key; a call that raises has changed nothing.  [DB-STEP-1..6, DB-INIT-1..4]
 
     Norms, activation and products use the backend's fused kernels, or its TensorOps where it has none; rotary positions
@@ -38,10 +37,9 @@ class TransformerDecodeBackend(DecodeBackend):
 
         Raises UnsupportedError if the backend has no rotary or attention kernel.
         """
+        super().__init__(weights.config(), weights.embed_weight().dtype(), max_tokens)
         self._weights = weights
-        self._config = weights.config()
         self._backend = backend
-        self._max_tokens = min(max_tokens or self._config.max_seq_len, self._config.max_seq_len)
         kernels = backend.kernel_ops()
         self._dispatch = KernelOpsDispatch(kernels, backend.tensor_ops())
         self._linear = kernels.linear_ops() if kernels is not None else None
@@ -55,55 +53,21 @@ class TransformerDecodeBackend(DecodeBackend):
             softmax_scale=config.head_dim**-0.5,
             causal=True,
         )
-        self._caches: dict[str, SequenceCache] = {}
-        self._lock = threading.Lock()
 
     def name(self) -> str:
         return f"transformer on {self._backend.name()}"
 
-    @property
-    def max_tokens(self) -> int:
-        """Longest sequence, in tokens."""
-        return self._max_tokens
-
-    def decode_step(self, token_id: int, position: int, cache_key: str) -> TensorRef:
-        """Logits `[1, 1, V]` after `token_id`.  [DB-STEP-1..6; D-43]"""
-        with self._lock:
-            cache = self._existing(cache_key)
-            self._check_step(cache, token_id, position, cache_key)
-            cache.reserve(cache.num_tokens + 1)
-            logits = self._forward(cache, token_id, position)
-            cache.num_tokens += 1
-        return logits.reshape((1, 1, self._config.vocab_size))
-
-    def init_kv_cache(self, cache_key: str, kv_data: Sequence[tuple[TensorRef, TensorRef]], prefill_len: int) -> None:
-        """Copy a prefill's K and V, `[S, G, D]` a layer; replaces an existing key.  [DB-INIT-1..4]"""
-        self._check_handover(cache_key, kv_data, prefill_len)
+    def _begun(self, kv_data: Sequence[tuple[TensorRef, TensorRef]], prefill_len: int) -> SequenceCache:
         cache = self._new_cache()
         cache.reserve(max(1, prefill_len))
         for layer, (k, v) in enumerate(kv_data):
             cache.store(layer, rows_of(k, 0, prefill_len), rows_of(v, 0, prefill_len))
         cache.num_tokens = prefill_len
-        with self._lock:
-            self._caches[cache_key] = cache
+        return cache
 
-    def has_kv_cache(self, cache_key: str) -> bool:
-        with self._lock:
-            return cache_key in self._caches
-
-    def release_kv_cache(self, cache_key: str) -> None:
-        with self._lock:
-            self._caches.pop(cache_key, None)
-
-    def cached_tokens(self, cache_key: str) -> int:
-        """Tokens cached of a sequence (extension). Raises NotFoundError. Pure."""
-        with self._lock:
-            return self._existing(cache_key).num_tokens
-
-    def size_bytes(self) -> int:
-        """Bytes of all caches (extension). Pure."""
-        with self._lock:
-            return sum(cache.size_bytes() for cache in self._caches.values())
+    def _stepped(self, sequence: SequenceCache, token_id: int, position: int) -> TensorRef:
+        sequence.reserve(position + 1)
+        return self._forward(sequence, token_id, position).reshape((1, 1, self._config.vocab_size))
 
     def _forward(self, cache: SequenceCache, token_id: int, position: int) -> TensorRef:
         weights, config = self._weights, self._config
@@ -163,54 +127,9 @@ class TransformerDecodeBackend(DecodeBackend):
         return self._dispatch.rms_norm_residual(update, residual, weight, self._config.rms_norm_eps)
 
     def _new_cache(self) -> SequenceCache:
-        embedding = self._weights.embed_weight()
+        device = self._weights.embed_weight().device()
         factory, ops = self._backend.tensor_factory(), self._backend.tensor_ops()
-        return SequenceCache(self._config, embedding.dtype(), embedding.device(), factory, ops, self._attention)
-
-    def _existing(self, cache_key: str) -> SequenceCache:
-        if cache_key not in self._caches:
-            raise NotFoundError(f"decode_step: cache_key: {cache_key!r} is unknown; hand a prefill over first")
-        return self._caches[cache_key]
-
-    def _check_step(self, cache: SequenceCache, token_id: int, position: int, cache_key: str) -> None:
-        if position != cache.num_tokens:
-            raise BackendError(
-                f"decode_step: position: got {position}, expected {cache.num_tokens}, "
-                f"the number of tokens cached of {cache_key!r}"
-            )
-        if not 0 <= token_id < self._config.vocab_size:
-            raise BackendError(f"decode_step: token_id: got {token_id}, expected [0, {self._config.vocab_size})")
-        if position >= self._max_tokens:
-            raise ResourceExhaustedError(
-                f"decode_step: {cache_key!r} holds {position} tokens, the whole context of {self._max_tokens}; "
-                "release it or generate less"
-            )
-
-    def _check_handover(self, cache_key: str, kv_data: Sequence[tuple[TensorRef, TensorRef]], prefill_len: int) -> None:
-        config = self._config
-        if prefill_len < 0 or len(kv_data) != config.num_layers:
-            raise BackendError(
-                f"init_kv_cache: {cache_key!r}: got {len(kv_data)} layers and prefill_len {prefill_len}, "
-                f"expected {config.num_layers} pairs (K, V) and a length of 0 or more"
-            )
-        if prefill_len > self._max_tokens:
-            raise ResourceExhaustedError(
-                f"init_kv_cache: {cache_key!r}: {prefill_len} tokens exceed the context of {self._max_tokens}"
-            )
-        dtype = self._weights.embed_weight().dtype()
-        for layer, pair in enumerate(kv_data):
-            for part, tensor in zip("KV", pair, strict=True):
-                shape = tensor.shape()
-                if len(shape) != 3 or shape[0] < prefill_len or shape[1:] != (config.num_kv_heads, config.head_dim):
-                    raise BackendError(
-                        f"init_kv_cache: {cache_key!r}: {part} of layer {layer} has shape {shape}, expected "
-                        f"[at least {prefill_len}, {config.num_kv_heads}, {config.head_dim}] (tokens, heads, head size)"
-                    )
-                if tensor.dtype() is not dtype:
-                    raise BackendError(
-                        f"init_kv_cache: {cache_key!r}: {part} of layer {layer} is {tensor.dtype()}, "
-                        f"expected {dtype} like the weights; convert it with to_dtype"
-                    )
+        return SequenceCache(self._config, self._element, device, factory, ops, self._attention)
 
 
 class ReadableKv(Protocol):

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from ferrum_ref.interfaces.tensor import TensorRef
+from ferrum_ref.interfaces.weight_parts import DecoderMatrix, WeightPart
+from ferrum_ref.types.devices import DataType
 from ferrum_ref.types.record import F32, Record, Usize
 
 
@@ -107,3 +109,24 @@ class TransformerWeights(ABC):
     def layer_down_bias(self, layer: int) -> TensorRef | None:
         """`[E]`, or None, this default body (extension, D-22).  [TW-BIAS-1]"""
         return None
+
+    def element_type(self) -> DataType:
+        """Of logits, keys and values: this default body gives the embedding's own (extension).  [TW-PARTS-3]"""
+        return self.embed_weight().dtype()
+
+    def matrix_parts(self, matrix: DecoderMatrix, layer: int = 0) -> tuple[WeightPart, ...]:
+        """The rows of a matrix as they are stored, part below part (extension).  [TW-PARTS-1..2]
+
+        This default body gives one part, the dense matrix. `layer` counts for a layer's matrices only.
+        """
+        if matrix is DecoderMatrix.EMBED:
+            return (WeightPart.dense(self.embed_weight()),)
+        if matrix is DecoderMatrix.LM_HEAD:
+            return (WeightPart.dense(self.lm_head_weight()),)
+        of_layer = {
+            DecoderMatrix.QKV: self.layer_qkv_weight,
+            DecoderMatrix.OUTPUT: self.layer_o_weight,
+            DecoderMatrix.GATE_UP: self.layer_gate_up_weight,
+            DecoderMatrix.DOWN: self.layer_down_weight,
+        }
+        return (WeightPart.dense(of_layer[matrix](layer)),)

@@ -12,7 +12,7 @@ import pytest
 from ferrum_ref.judging.isolated import Isolated
 from ferrum_ref.judging.subject import open_subject
 from ferrum_ref.judging.waivers import Waiver, read_waivers
-from ferrum_ref.parity.ops.catalogue import OPERATIONS, operation_named
+from ferrum_ref.parity.ops.catalogue import EVERY, operation_named
 from ferrum_ref.parity.units import STORAGES, storage_named
 
 
@@ -34,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "cell" not in metafunc.fixturenames:
         return
     options = metafunc.config.option
-    operations = [operation_named(name) for name in options.op] or list(OPERATIONS)
+    operations = [operation_named(name) for name in options.op] or list(EVERY)
     storages = [storage_named(name) for name in options.dtype] or list(STORAGES.values())
     cells = [(operation.name, storage.name) for operation in operations for storage in storages]
     metafunc.parametrize("cell", cells, ids=[f"{name}-{dtype}" for name, dtype in cells])

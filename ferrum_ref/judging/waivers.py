@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ferrum_ref.errors import FerrumIOError, InvalidFormatError
-from ferrum_ref.parity.ops.catalogue import OPERATIONS
+from ferrum_ref.parity.ops.catalogue import EVERY
 from ferrum_ref.parity.runner import FAILED, PASSED, WAIVED, CaseResult
 from ferrum_ref.parity.units import STORAGES
 
@@ -81,7 +81,7 @@ def _waiver(path: Path, number: int, entry: Any) -> Waiver:
     for name in ("operation", "dtype", "reason"):
         if not isinstance(entry.get(name), str) or not entry[name].strip():
             raise refuse(f"{name}: got {entry.get(name)!r}, expected a text")
-    if entry["operation"] not in {one.name for one in OPERATIONS}:
+    if entry["operation"] not in {one.name for one in EVERY}:
         raise refuse(f"operation: there is no {entry['operation']!r}")
     if entry["dtype"] not in (*STORAGES, "*"):
         raise refuse(f"dtype: got {entry['dtype']!r}, expected one of {', '.join(STORAGES)} or *")

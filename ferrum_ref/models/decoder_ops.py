@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ferrum_ref.errors import UnsupportedError
 from ferrum_ref.interfaces.backend import ComputeBackend
@@ -87,13 +88,21 @@ class DecoderOps:
 
     def capped(self, scores: TensorRef, cap: float) -> TensorRef:
         """cap * tanh(scores / cap), on the host: in float64, rounded once.  Pure.  [LM-FORWARD-7]"""
-        values = scores.to_numpy().astype(np.float64)
-        capped = (np.tanh(values / cap) * cap).astype(np.float32)
-        return self._factory.from_numpy(capped).to_dtype(scores.dtype())
+        values = scores.to_numpy()
+        capped = np.tanh(values.astype(np.float64) / cap) * cap
+        return self._factory.from_numpy(capped.astype(host_float(values))).to_dtype(scores.dtype())
 
     def _on_backend(self, tables: tuple[Table, Table]) -> Tables:
         cos, sin = (self._factory.from_numpy(table).to_dtype(self.dtype) for table in tables)
         return cos, sin
+
+
+def host_float(values: npt.NDArray[Any]) -> np.dtype[Any]:
+    """In which type the host hands numbers back to the backend that gave `values`: float32, or its own wider one.
+
+    Pure.  [LM-FORWARD-7]
+    """
+    return np.dtype(np.promote_types(values.dtype, np.float32))
 
 
 def rope_by_type(config: DecoderConfig) -> dict[str, RopeSettings]:

@@ -2,6 +2,7 @@
 
     apply_matrix(linear, x, weight)      x @ weight.T
     matrix_rows(linear, weight, ids)     weight[ids]
+    weight_parts(weight)                 its parts, for a backend that reads them itself
 
 Clauses: MD-PACK-1..4 (specs/model_files.md).
 """
@@ -18,6 +19,7 @@ from ferrum_ref.errors import InvalidParameterError
 from ferrum_ref.interfaces.kernel_ops import Ints, LinearOps
 from ferrum_ref.interfaces.quant_schemes import QuantScheme
 from ferrum_ref.interfaces.tensor import TensorFactory, TensorOps, TensorRef
+from ferrum_ref.interfaces.weight_parts import WeightPart
 from ferrum_ref.kernels.quant_matrix import QuantMatrix
 from ferrum_ref.types.devices import DataType, Device
 
@@ -90,6 +92,13 @@ def matrix_rows(linear: LinearOps, weight: Weight, ids: Ints) -> TensorRef:
         return linear.embedding(weight, ids)
     rows = _host_rows([part.stored for part in weight.parts], np.asarray(ids, np.int64))
     return weight.factory.from_numpy(rows).to_dtype(weight.element)
+
+
+def weight_parts(weight: Weight) -> tuple[WeightPart, ...]:
+    """The tensors themselves, part below part; a dense matrix is one.  Pure.  [TW-PARTS-1]"""
+    if not isinstance(weight, PackedWeight):
+        return (WeightPart.dense(weight),)
+    return tuple(WeightPart(part.tensor, part.scheme, part.stored.shape) for part in weight.parts)
 
 
 def _host_rows(parts: Sequence[QuantMatrix], ids: np.ndarray) -> np.ndarray:

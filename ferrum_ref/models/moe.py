@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.interfaces.kernel_ops import LinearOps
 from ferrum_ref.interfaces.tensor import TensorRef
+from ferrum_ref.models.decoder_ops import host_float
 from ferrum_ref.models.decoder_parts import See
 from ferrum_ref.models.experts import ExpertKernel, ExpertWeights, expert_kernel, read_expert
 from ferrum_ref.models.matrix import Weight
@@ -75,7 +76,8 @@ class MoeFeedForward:
             return normed
         logits = self._linear.linear(normed.to_dtype(DataType.FP32), self._weights.router)
         see("router", logits)
-        mixed = self._routed(normed, self._route(logits))
+        values = logits.to_numpy()
+        mixed = self._routed(normed, self._route(values), host_float(values))
         see("routed", mixed)
         if self._weights.shared is None:
             return mixed
@@ -83,13 +85,13 @@ class MoeFeedForward:
         see("shared", shared)
         return self._ops.add(mixed, shared)
 
-    def _route(self, logits: TensorRef) -> Routing:
-        values = logits.to_numpy().astype(np.float64)
+    def _route(self, logits: NDArray[Any]) -> Routing:
+        values = logits.astype(np.float64)
         if self._weights.router_bias is not None:
             values = values + self._weights.router_bias
         return route(values, self._settings, self._weights.correction)
 
-    def _routed(self, normed: TensorRef, routing: Routing) -> TensorRef:
+    def _routed(self, normed: TensorRef, routing: Routing, host: np.dtype[Any]) -> TensorRef:
         """Every expert runs once, over its rows; each row then collects its k outputs in the experts' order."""
         outputs, weights = [], []
         for expert, rows in routing.by_expert():
@@ -97,7 +99,9 @@ class MoeFeedForward:
             x = normed if whole else self._linear.embedding(normed, rows)
             outputs.append(self._expert(x, self._weights.experts[expert]))
             weights.append(routing.weights[rows][routing.experts[rows] == expert])
-        weighted = self._ops.mul(self._concat(outputs), self._column(np.concatenate(weights), normed.dtype()))
+        weighted = self._ops.mul(
+            self._concat(outputs), self._column(np.concatenate(weights).astype(host), normed.dtype())
+        )
         order = routing.order()
         mixed = self._linear.embedding(weighted, order[:, 0])
         for slot in range(1, order.shape[1]):
@@ -107,5 +111,5 @@ class MoeFeedForward:
     def _concat(self, parts: Sequence[TensorRef]) -> TensorRef:
         return parts[0] if len(parts) == 1 else self._ops.concat(parts, 0)
 
-    def _column(self, values: NDArray[np.float64], dtype: DataType) -> TensorRef:
-        return self._factory.from_numpy(values.astype(np.float32)[:, None]).to_dtype(dtype)
+    def _column(self, values: NDArray[Any], dtype: DataType) -> TensorRef:
+        return self._factory.from_numpy(values[:, None]).to_dtype(dtype)

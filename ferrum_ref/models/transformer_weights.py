@@ -13,11 +13,12 @@ from ferrum_ref.errors import InvalidParameterError, UnsupportedError
 from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.interfaces.tensor import TensorRef
 from ferrum_ref.interfaces.transformer import TransformerConfig, TransformerWeights
+from ferrum_ref.interfaces.weight_parts import DecoderMatrix, WeightPart
 from ferrum_ref.models.config import DecoderConfig
 from ferrum_ref.models.decoder import Decoder
 from ferrum_ref.models.decoder_rope import rope_tables
 from ferrum_ref.models.decoder_weights import DecoderWeights, LayerWeights, element_type, read_decoder_weights
-from ferrum_ref.models.matrix import PackedWeight, Weight
+from ferrum_ref.models.matrix import PackedWeight, Weight, weight_parts
 from ferrum_ref.types.devices import DataType
 from ferrum_ref.types.parity_mode import ParityMode
 
@@ -166,6 +167,31 @@ class DecoderTransformerWeights(TransformerWeights):
         bias = self._layer("layer_down_bias", layer).down_bias
         return bias if self._has_biases else None
 
+    def element_type(self) -> DataType:
+        return self._weights.embedding.dtype()
+
+    def matrix_parts(self, matrix: DecoderMatrix, layer: int = 0) -> tuple[WeightPart, ...]:
+        """As stored, packed ones too: nothing is unpacked or copied.  [TW-PARTS-1..3]"""
+        return weight_parts(self._matrix(matrix, layer))
+
+    def _matrix(self, matrix: DecoderMatrix, layer: int) -> Weight:
+        """Raises UnsupportedError for a matrix that is not there."""
+        if matrix is DecoderMatrix.EMBED:
+            return self._weights.embedding
+        if matrix is DecoderMatrix.LM_HEAD:
+            found: Weight | None = self._weights.lm_head
+        else:
+            of_layer = self._layer("matrix_parts", layer)
+            found = {
+                DecoderMatrix.QKV: of_layer.qkv,
+                DecoderMatrix.OUTPUT: of_layer.output,
+                DecoderMatrix.GATE_UP: of_layer.gate_up,
+                DecoderMatrix.DOWN: of_layer.down,
+            }[matrix]
+        if found is None:
+            raise UnsupportedError(f"matrix_parts: {matrix.value} of layer {layer}: this decoder has none")
+        return found
+
     def _layer(self, operation: str, layer: int) -> LayerWeights:
         """Raises InvalidParameterError outside [0, num_layers); a negative index does not count from the end."""
         if not 0 <= layer < self._config.num_layers:
@@ -198,7 +224,10 @@ def _own_norms(weights: DecoderWeights) -> tuple[QkNorms, ...]:
 def _dense(operation: str, weight: Weight | None) -> TensorRef:
     """Raises UnsupportedError for a matrix that is packed, or not there."""
     if weight is None or isinstance(weight, PackedWeight):
-        raise UnsupportedError(f"{operation}: got a packed matrix or none, expected a dense one; read the model dense")
+        raise UnsupportedError(
+            f"{operation}: got a packed matrix or none, expected a dense one; read the model dense, or "
+            "take matrix_parts"
+        )
     return weight
 
 

@@ -25,6 +25,9 @@ SMALLEST_NORMAL: Mapping[str, float] = MappingProxyType(
 )
 TF32_UNIT = 2.0**-11
 DET, PROB, SHARP = "det", "prob", "sharp"
+SPREAD = (
+    "spread"  # no tier of a verdict: the root of the sum of squares of an operation's roundings, for chains of them
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class ErrorModel:
 
     @property
     def sharp(self) -> bool:
-        return self.tier == SHARP
+        return self.tier in (SHARP, SPREAD)
 
     @property
     def unit(self) -> float:
@@ -76,7 +79,9 @@ class ErrorModel:
         return TF32_UNIT if self.algorithm.accumulate == "tf32" and self.storage.precision_bits > 11 else 0.0
 
     def gamma(self, count: float | Array) -> Array:
-        """gamma_n of the accumulator, or gamma~_n in the prob and sharp tiers."""
+        """gamma_n of the accumulator, gamma~_n in the prob and sharp tiers, sqrt(n) u for a spread."""
+        if self.tier == SPREAD:
+            return np.sqrt(np.asarray(count, dtype=np.float64)) * self.unit
         if self.tier == DET:
             return gamma(count, self.unit)
         return gamma_probabilistic(count, self.unit, self.num_outputs)
@@ -86,9 +91,15 @@ class ErrorModel:
         return 2.0 * ulp * self.unit
 
     def additions(self, num_terms: float | Array) -> Array:
-        """Additions that meet one term of a sum of `num_terms`, at worst: n - 1, or the depth of a declared tree."""
-        count = np.maximum(np.asarray(num_terms, dtype=np.float64) - 1.0, 0.0)
-        depth = self.algorithm.reduction_depth
+        """Additions that meet one term of a sum of `num_terms`, at worst: n - 1, or the depth of a declared tree.
+
+        In p partial sums: ceil(n / p) - 1 within one and p - 1 where they are joined.  [PA-DOT-4]
+        """
+        terms = np.asarray(num_terms, dtype=np.float64)
+        count = np.maximum(terms - 1.0, 0.0)
+        depth, parts = self.algorithm.reduction_depth, self.algorithm.partial_sums
+        if parts > 1:
+            return np.asarray(np.minimum(count, np.ceil(terms / parts) + (parts - 2.0)))
         return count if depth is None else np.minimum(count, float(depth))
 
     def dot_roundings(self, num_terms: float | Array) -> Array:
@@ -96,7 +107,9 @@ class ErrorModel:
         return self.additions(num_terms) + (0.0 if self.products_are_exact else 1.0)
 
     def confidence(self, count: float) -> float:
-        """lambda of the probabilistic bounds for `count` roundings in each of the outputs."""
+        """lambda of the probabilistic bounds for `count` roundings in each of the outputs; 1 for a spread."""
+        if self.tier == SPREAD:
+            return 1.0
         return confidence_factor(count, self.num_outputs)
 
     @property

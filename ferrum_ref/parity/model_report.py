@@ -39,6 +39,11 @@ def model_lines(verdict: ModelVerdict) -> list[str]:
     ]
     if verdict.margin is not None:
         lines.append(f"at the first difference float64 decides by {verdict.margin:.3g}")
+    if verdict.num_compared_rows < verdict.num_rows:
+        lines.append(
+            f"compared: {verdict.num_compared_rows} of {verdict.num_rows} rows; the next one goes to other experts in "
+            "float32 than in float64"
+        )
     return lines + [f"FAILED: {fault}" for fault in verdict.faults]
 
 
@@ -57,6 +62,7 @@ def model_as_json(verdict: ModelVerdict) -> dict[str, Any]:
         "generated_tokens": verdict.num_generated,
         "token_ids": list(verdict.text_token_ids),
         "floor_factor": FLOOR_FACTOR,
+        "rows": {"compared": verdict.num_compared_rows, "all": verdict.num_rows},
         "layers": [
             {"name": point.name, "error": number(point.error), "floor": number(point.floor)} for point in verdict.layers
         ],

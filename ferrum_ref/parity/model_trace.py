@@ -1,142 +1,136 @@
-"""A decoder run beside itself in float64 and in float32, from the same stored weights.
+"""One decoder run beside itself: every named intermediate of a run, row by row, against the float64 run.
 
-An independent, plain forward over the kernels: no cache, no backend, one layer's weights in memory at a time. The
-float64 run is the oracle of a whole model; the float32 runs, in two orders of summation, are the noise floor that any
-float32 implementation lives on.  Clauses: PA-MODEL-1..2.  Source: Touvron et al. 2023 (Llama), section 2.2.
+The runs are those of one decoder, on three backends: the judge's own in float64 (the oracle), the same in float32 with
+two orders of summation (the noise floor), and the one under judgement.  Clauses: PA-MODEL-1..2, PA-MODEL-6, PA-WIDE-3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from ferrum_ref.errors import UnsupportedError
-from ferrum_ref.kernels.activation import silu_mul
-from ferrum_ref.kernels.attention import attention
-from ferrum_ref.kernels.linear import linear
-from ferrum_ref.kernels.norm import rms_norm
-from ferrum_ref.kernels.rope import rotary_embedding
+from ferrum_ref.interfaces.backend import ComputeBackend
+from ferrum_ref.interfaces.kernel_ops import AttentionOps, AttentionParams
+from ferrum_ref.interfaces.tensor import TensorRef
 from ferrum_ref.parity.units import Array
 
-
-class DecoderShape(Protocol):
-    """What is needed of a model's configuration."""
-
-    @property
-    def num_layers(self) -> int: ...
-    @property
-    def num_heads(self) -> int: ...
-    @property
-    def num_kv_heads(self) -> int: ...
-    @property
-    def head_dim(self) -> int: ...
-    @property
-    def rms_norm_eps(self) -> float: ...
-    @property
-    def tie_word_embeddings(self) -> bool: ...
-    @property
-    def attention_bias(self) -> bool: ...
-    @property
-    def mlp_bias(self) -> bool: ...
+ROUTER = ".router"  # how a layer's point with the logits of its experts ends
+Observer = Callable[[str, TensorRef], None]
+Chosen = Callable[[str, Array], Array]
 
 
-class Weights(Protocol):
-    """An opened model: tensors by Hugging Face names, `[out, in]`, exact in float64."""
+class GrowingKv:
+    """Keys and values of one sequence, kept by concatenation: the plainest cache a decoder can be given."""
 
-    @property
-    def config(self) -> DecoderShape: ...
+    def __init__(self, backend: ComputeBackend) -> None:
+        kernels = backend.kernel_ops()
+        attention = kernels.attention_ops() if kernels is not None else None
+        if attention is None:
+            raise UnsupportedError(f"parity: backend {backend.name()!r} offers no attention; a model cannot run on it")
+        self._attention: AttentionOps = attention
+        self._ops = backend.tensor_ops()
+        self._keys: dict[int, TensorRef] = {}
+        self._values: dict[int, TensorRef] = {}
 
-    def read(self, name: str, dtype: Any = np.float32) -> Array: ...
+    def append(self, layer: int, k: TensorRef, v: TensorRef) -> None:
+        """Keeps k, v `[N, G, D]` behind what is there."""
+        for held, new in ((self._keys, k), (self._values, v)):
+            held[layer] = self._ops.concat([held[layer], new], 0) if layer in held else new
+
+    def attend(self, layer: int, q: TensorRef, params: AttentionParams, *, sinks: TensorRef | None = None) -> TensorRef:
+        """q `[N, H, D]` over everything kept, causal."""
+        extra = {} if sinks is None else {"sinks": sinks}
+        queries, keys, values = (
+            part.reshape((1, *part.shape())) for part in (q, self._keys[layer], self._values[layer])
+        )
+        return self._attention.attention(queries, keys, values, params, **extra).reshape(q.shape())
+
+
+class Forward(Protocol):
+    """A decoder on a backend: logits of every row of `token_ids`, which start at position `start`."""
+
+    def __call__(self, token_ids: Sequence[int], start: int, kv: GrowingKv, observe: Observer | None) -> TensorRef: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Arithmetic:
-    """One way to run the model: its element type, and whether sums over features run backwards."""
+class Run:
+    """A decoder and the backend that its caches are made on."""
 
-    dtype: type[np.floating[Any]]
-    reversed_sums: bool = False
+    forward: Forward
+    backend: ComputeBackend
 
-    def linear(self, x: Array, weight: Array) -> Array:
-        """x @ weight.T with the terms in this order."""
-        if self.reversed_sums:
-            return linear(np.ascontiguousarray(x[..., ::-1]), np.ascontiguousarray(weight[:, ::-1]))
-        return linear(x, weight)
+    def observed(self, text: Sequence[int], observe: Observer) -> None:
+        """One forward over the whole text, which `observe` watches."""
+        self.forward(text, 0, GrowingKv(self.backend), observe)
 
 
-WIDE = Arithmetic(np.float64)
-FLOOR = (Arithmetic(np.float32), Arithmetic(np.float32, reversed_sums=True))
+@dataclass(slots=True)
+class Trace:
+    """A run's points in order: their values, and which experts each row went to, by the name of the router's point."""
+
+    values: dict[str, Array] = field(default_factory=dict)
+    chosen: dict[str, Array] = field(default_factory=dict)
 
 
-def trace_model(
-    weights: Weights,
-    token_ids: Sequence[int],
-    tables: tuple[Array, Array],
-    arithmetics: Sequence[Arithmetic],
-    progress: Callable[[int, int], None] | None = None,
-) -> Iterator[tuple[str, list[Array]]]:
-    """Every named intermediate, one array for each of `arithmetics`: "embedding", "layers.0.qkv", ..., "logits".
+def trace_run(run: Run, text: Sequence[int], chosen: Chosen | None = None) -> Trace:
+    """Every named intermediate in float64; `chosen(name, router logits)` gives the experts of each row, (T, k)."""
+    trace = Trace()
 
-    token_ids T; tables: the rotary cosines and sines (at least T, D/2), inputs like the weights. Rows are tokens. The
-    names are those that a decoder's observer uses. Pure. Raises UnsupportedError for biases.
-    """
-    config = weights.config
-    if config.attention_bias or config.mlp_bias:
-        raise UnsupportedError("parity: a float64 run of a decoder with biases is not offered")
-    rows = weights.read("model.embed_tokens.weight", np.float64)
-    streams = [rows[np.asarray(token_ids)].astype(one.dtype) for one in arithmetics]
-    yield "embedding", list(streams)
-    for index in range(config.num_layers):
-        layer = _read_layer(weights, index)
-        traces = [_layer(config, layer, one, x, tables) for one, x in zip(arithmetics, streams, strict=True)]
-        for name in traces[0]:
-            yield f"layers.{index}.{name}", [trace[name] for trace in traces]
-        streams = [trace["hidden"] for trace in traces]
-        if progress is not None:
-            progress(index + 1, config.num_layers)
-    gain = weights.read("model.norm.weight", np.float64)
-    head = rows if config.tie_word_embeddings else weights.read("lm_head.weight", np.float64)
-    normed = [
-        rms_norm(x, gain.astype(one.dtype), config.rms_norm_eps) for one, x in zip(arithmetics, streams, strict=True)
-    ]
-    yield "final_norm", normed
-    yield "logits", [one.linear(x, head.astype(one.dtype)) for one, x in zip(arithmetics, normed, strict=True)]
+    def keep(name: str, tensor: TensorRef) -> None:
+        values = np.array(tensor.to_numpy(), dtype=np.float64)
+        trace.values[name] = values
+        if chosen is not None and name.endswith(ROUTER):
+            trace.chosen[name] = chosen(name, values)
+
+    run.observed(text, keep)
+    return trace
 
 
-def _read_layer(weights: Weights, index: int) -> dict[str, Array]:
-    parts = {
-        "attention_norm": ["input_layernorm"],
-        "qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-        "output": ["self_attn.o_proj"],
-        "ffn_norm": ["post_attention_layernorm"],
-        "gate": ["mlp.gate_proj"],
-        "up": ["mlp.up_proj"],
-        "down": ["mlp.down_proj"],
-    }
-    return {
-        name: np.concatenate([weights.read(f"model.layers.{index}.{part}.weight", np.float64) for part in found])
-        for name, found in parts.items()
-    }
+@dataclass(slots=True)
+class Deviation:
+    """How far a run lies from the float64 run: squares of the error of every row at every point, and its logits."""
+
+    squares: dict[str, Array] = field(default_factory=dict)
+    chosen: dict[str, Array] = field(default_factory=dict)
+    logits: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
 
-def _layer(
-    config: DecoderShape, layer: Mapping[str, Array], one: Arithmetic, x: Array, tables: tuple[Array, Array]
-) -> dict[str, Array]:
-    """One decoder layer; the keys are its observed intermediates."""
-    weights = {name: weight.astype(one.dtype, copy=False) for name, weight in layer.items()}
-    heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
-    seen = {"attention_norm": rms_norm(x, weights["attention_norm"], config.rms_norm_eps)}
-    seen["qkv"] = one.linear(seen["attention_norm"], weights["qkv"])
-    by_head = seen["qkv"].reshape(1, x.shape[0], heads + 2 * kv_heads, size)
-    cos, sin = (table.astype(one.dtype) for table in tables)
-    turned = rotary_embedding(by_head[:, :, : heads + kv_heads], cos, sin, np.arange(x.shape[0]))
-    mixed = attention(turned[:, :, :heads], turned[:, :, heads:], by_head[:, :, heads + kv_heads :], size**-0.5, True)
-    seen["attention"] = mixed.reshape(x.shape[0], heads * size)
-    seen["after_attention"] = x + one.linear(seen["attention"], weights["output"])
-    seen["ffn_norm"] = rms_norm(seen["after_attention"], weights["ffn_norm"], config.rms_norm_eps)
-    gate, up = (one.linear(seen["ffn_norm"], weights[name]) for name in ("gate", "up"))
-    seen["gated"] = silu_mul(gate, up)
-    seen["hidden"] = seen["after_attention"] + one.linear(seen["gated"], weights["down"])
-    return seen
+def deviation_of(run: Run, text: Sequence[int], wide: Trace, chosen: Chosen | None = None) -> Deviation:
+    """`run` over `text` beside its float64 run; only one point's values are held at a time. Pure."""
+    found = Deviation()
+
+    def compare(name: str, tensor: TensorRef) -> None:
+        values = np.array(tensor.to_numpy(), dtype=np.float64)
+        found.squares[name] = row_squares(values - wide.values[name])
+        if chosen is not None and name.endswith(ROUTER):
+            found.chosen[name] = chosen(name, values)
+        if name == "logits":
+            found.logits = values
+
+    run.observed(text, compare)
+    return found
+
+
+def row_squares(values: Array) -> Array:
+    """Sum of squares of each row, (T,). Pure."""
+    rows = values.reshape(values.shape[0], -1)
+    squares: Array = np.vecdot(rows, rows)
+    return squares
+
+
+def relative(squares: Array, of: Array, num_rows: int) -> float:
+    """||error|| / ||value|| over the first rows; the error itself where the value is zero. Pure."""
+    error, norm = (float(np.sqrt(part[:num_rows].sum())) for part in (squares, of))
+    return error / norm if norm else error
+
+
+def first_other_row(one: Mapping[str, Array], other: Mapping[str, Array], name: str) -> int | None:
+    """The first row that goes to other experts at this router; None where all go to the same. Pure."""
+    if name not in one or name not in other:
+        return None
+    differs = (np.sort(one[name], axis=-1) != np.sort(other[name], axis=-1)).any(axis=-1)
+    return int(differs.argmax()) if differs.any() else None

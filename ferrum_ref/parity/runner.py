@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ferrum_ref.errors import InvalidParameterError, UnsupportedError
-from ferrum_ref.parity.ops.catalogue import OPERATIONS, operation_named
+from ferrum_ref.parity.ops.catalogue import EVERY, OPERATIONS, operation_named
 from ferrum_ref.parity.ops.operation import DRAWN, Case, Expected, Inputs, Operation
 from ferrum_ref.parity.subject import Subject
 from ferrum_ref.parity.units import STORAGES, Array, Storage, storage_named
@@ -42,7 +42,10 @@ class CaseResult:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to run: empty sequences mean everything. seeds are first_seed .. first_seed + num_seeds - 1."""
+    """What to run: empty sequences mean everything. seeds are first_seed .. first_seed + num_seeds - 1.
+
+    every_scheme: with the further packed forms of `quantized_linear`, where no operation is named.
+    """
 
     operations: Sequence[str] = ()
     dtypes: Sequence[str] = ()
@@ -50,13 +53,15 @@ class Selection:
     first_seed: int = 0
     num_seeds: int = 1
     only_small: bool = False
+    every_scheme: bool = False
 
     def items(self) -> list[tuple[Operation, Storage, int, int]]:
         """(operation, dtype, case, seed) in table order, seed by seed.
 
         Raises InvalidParameterError for an unknown name, a case that the operation does not have, or no seed.
         """
-        operations = [operation_named(name) for name in self.operations] or list(OPERATIONS)
+        operations = [operation_named(name) for name in self.operations]
+        operations = operations or list(EVERY if self.every_scheme else OPERATIONS)
         storages = [storage_named(name) for name in self.dtypes] or list(STORAGES.values())
         if self.num_seeds < 1 or self.first_seed < 0:
             raise InvalidParameterError(

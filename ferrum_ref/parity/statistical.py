@@ -2,7 +2,7 @@
 
 A result that is rounded once to its storage type errs by what that rounding errs, and an accumulator's error e moves it
 at most to a neighbour. So the root mean square of err / (u_s |y|) has a ceiling that follows from y and e alone. One
-undeclared extra rounding raises it by about the square root of two.  Clause: PA-TIER-4.
+undeclared extra rounding raises it by about the square root of two.  Clauses: PA-TIER-4..5.
 """
 
 from __future__ import annotations
@@ -44,3 +44,12 @@ def statistical_ratio(storage: Storage, value: Array, got: Array, reach: Array) 
     ceiling = float(np.sqrt(np.mean(np.square(ceilings))))
     error = float(np.sqrt(np.mean(np.square(errors))))
     return error / ceiling if ceiling > 0.0 else (0.0 if error == 0.0 else float("inf"))
+
+
+def common_factor_ratio(value: Array, got: Array, bound: float) -> float:
+    """|sum y (got - y)| / sum y^2 over its bound; infinite for results that are no numbers. Pure.  [PA-TIER-5]"""
+    with np.errstate(all="ignore"):
+        moved = abs(float(np.sum(value * (got - value)) / np.sum(np.square(value))))
+    if not np.isfinite(moved):
+        return float("inf")
+    return moved / bound if bound > 0.0 else (0.0 if moved == 0.0 else float("inf"))

@@ -13,7 +13,7 @@ import numpy as np
 from ferrum_ref.parity.choices import draw_tests
 from ferrum_ref.parity.error_model import DET, PROB, SHARP
 from ferrum_ref.parity.ops.operation import Expected
-from ferrum_ref.parity.statistical import statistical_ratio
+from ferrum_ref.parity.statistical import common_factor_ratio, statistical_ratio
 from ferrum_ref.parity.units import Array
 
 STATISTICAL = "statistical"
@@ -76,6 +76,13 @@ def _judge_bounded(expected: Expected, values: Array, det: Array) -> Verdict:
             fault = (
                 f"the elements err {statistical:.3g} times as much together as one rounding at the end allows, "
                 f"in tier {STATISTICAL}: an intermediate is rounded that was not declared"
+            )
+    if expected.factor is not None:
+        statistical = common_factor_ratio(expected.value, values, expected.factor)
+        if not fault and not statistical <= 1.0:
+            fault = (
+                f"a factor that all elements share lies {statistical:.3g} times as far from 1 as independent roundings "
+                f"can move it, in tier {STATISTICAL}"
             )
     if ratios[shown].size and not np.isfinite(bound[_index(verdict)]) and np.isfinite(verdict.expected):
         fault = "the declared algorithm bounds nothing here: its accumulator is too coarse for so long a sum"

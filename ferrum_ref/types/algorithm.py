@@ -3,7 +3,7 @@
 A backend declares one `Algorithm` per operation (`KernelOps.declared_algorithm`). The judge derives from it the largest
 error that an honest run of that algorithm can make; whatever lies outside contradicts the declaration.
 
-Clauses: PA-ALGORITHM-1..2 (specs/parity.md).
+Clauses: PA-ALGORITHM-1..3 (specs/parity.md).
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Algorithm:
     reduction             "sequential": any order of the n terms is allowed (n - 1 roundings meet a term at worst);
                           "tree": at most `reduction_depth` additions meet a term
     reduction_depth       for "tree": that number, for the longest sum of the call; None otherwise
+    partial_sums          "sequential": a sum of n terms is kept in this many running sums (vector lanes, unrolled
+                          loops), none of more than ceil(n / partial_sums) terms, which are joined in any order
     truncates             sums are cut instead of rounded (some tensor cores): doubles the unit
     inexact_products      products of stored values are rounded before they are added (no wide fused multiply-add): one
                           more unit a term; 16-bit inputs in a float32 unit have exact products whatever is said here
@@ -46,12 +48,13 @@ class Algorithm:
                           (0.5: correctly rounded)
 
     Pure data.  Raises InvalidParameterError: unknown unit or order, tree without depth, negative count or claim.
-    [PA-ALGORITHM-1]
+    [PA-ALGORITHM-1, PA-ALGORITHM-3]
     """
 
     accumulate: str = "fp32"
     reduction: str = "sequential"
     reduction_depth: int | None = None
+    partial_sums: int = 1
     truncates: bool = False
     inexact_products: bool = True
     key_block: int | None = None
@@ -77,6 +80,8 @@ class Algorithm:
             self._refuse("reduction", self.reduction, f"one of {', '.join(REDUCTIONS)}")
         if (self.reduction == "tree") != (self.reduction_depth is not None) or (self.reduction_depth or 0) < 0:
             self._refuse("reduction_depth", self.reduction_depth, "a count >= 0 with reduction='tree', None otherwise")
+        if self.partial_sums < 1 or (self.partial_sums > 1 and self.reduction == "tree"):
+            self._refuse("partial_sums", self.partial_sums, "a count >= 1, and 1 with reduction='tree'")
         if self.key_block is not None and self.key_block < 1:
             self._refuse("key_block", self.key_block, "None or a count of keys >= 1")
         for name in ("extra_roundings", "exponent_roundings"):

@@ -54,7 +54,7 @@ def test_hand_set_tolerances_kill_fewer_and_fewest_without_the_probes(kernel_row
     """Whatever a hand-set suite lets pass is nothing that the judge does not see."""
     killed = {suite: sum(row.kills.get(suite, 0) == row.cells for row in kernel_rows) for suite in SUITES}
     for suite in HAND_SET:
-        assert killed[suite.name] < killed[suite.name + WITH_PROBES] < killed[OURS] * 0.85
+        assert killed[suite.name] < killed[suite.name + WITH_PROBES] <= killed[OURS] - 20
     assert killed["attn fixed"] < 0.6 * len(kernel_rows)
 
 

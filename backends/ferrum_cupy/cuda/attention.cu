@@ -69,7 +69,7 @@ extern "C" __global__ void attend_many(
         }
         __syncthreads();
         float next = fmaxf(largest, warp_max(score));
-        float share = seen && next > -INFINITE ? expf(score - next) : 0.0f;
+        float share = seen && score != -INFINITE ? expf(score - next) : 0.0f;  // a NaN stays one
         float fade = largest > -INFINITE ? expf(largest - next) : 0.0f;
         total = total * fade + warp_sum(share);
         largest = next;
@@ -89,34 +89,87 @@ extern "C" __global__ void attend_many(
     }
     T* to = out + (((i64)sequence * tokens + token) * heads + head) * HEAD_DIM;
     for (int i = 0; i < SLICE; i++)
-        if (lane + i * WARP < HEAD_DIM) to[lane + i * WARP] = narrow(total > 0.0f ? mixed[i] / total : 0.0f);
+        if (lane + i * WARP < HEAD_DIM) to[lane + i * WARP] = narrow(total == 0.0f ? 0.0f : mixed[i] / total);
 }
 
 // ---- one query a sequence: keys split over blocks; LANES lanes share a key, SHARED heads share its reading ------------
 #define LANES 8
 #define PART ((HEAD_DIM + LANES - 1) / LANES)
+#define IS_PACKED (HEAD_DIM % (LANES * PACK) == 0)
+#define PACKS (IS_PACKED ? PART / PACK : 1)
 #ifndef SHARED
 #define SHARED 4
 #endif
 #define DECODE_WARPS 4
+#define AT_ONCE (DECODE_WARPS * WARP / LANES)
+#define DECODE_BLOCKS (PART > 16 || (PART > 8 && STORAGE == 0) ? 2 : 3)  // a multiprocessor, by the registers that they take
 
-__device__ __forceinline__ void load_part(const T* row, int lane, float* into) {
-    int from = lane * PART;
-    if (HEAD_DIM % (LANES * PACK) == 0) {
-        for (int i = 0; i < PART; i += PACK) {
-            Pack pack = load_pack(row + from + i);
-            for (int j = 0; j < PACK; j++) into[i + j] = widen(pack.at[j]);
-        }
-    } else {
-        for (int i = 0; i < PART; i++) into[i] = from + i < HEAD_DIM ? widen(row[from + i]) : 0.0f;
+// Keeps the compiler from holding what lies in shared memory in registers over a whole loop.
+#ifdef FERRUM_HOST
+#define FORGET_SHARED()
+#else
+#define FORGET_SHARED() asm volatile("" ::: "memory")
+#endif
+
+// A lane's part of a key or a value, as it lies in memory where it is whole packs.
+struct Part {
+#if IS_PACKED
+    Pack pack[PACKS];
+#else
+    float value[PART];
+#endif
+};
+__device__ __forceinline__ void load_part(const T* row, int lane, Part& part) {
+#if IS_PACKED
+#pragma unroll
+    for (int i = 0; i < PACKS; i++) part.pack[i] = load_once(row + lane * PART + i * PACK);
+#else
+#pragma unroll
+    for (int i = 0; i < PART; i++) part.value[i] = lane * PART + i < HEAD_DIM ? widen(row[lane * PART + i]) : 0.0f;
+#endif
+}
+__device__ __forceinline__ void widen_part(const Part& part, float* values) {
+#if IS_PACKED
+#pragma unroll
+    for (int i = 0; i < PACKS; i++) widen_pack(part.pack[i], values + i * PACK);
+#else
+#pragma unroll
+    for (int i = 0; i < PART; i++) values[i] = part.value[i];
+#endif
+}
+
+// A lane's share of a query, out of shared memory: read anew for each key, since registers hold the mixtures.
+struct __align__(16) Four {
+    float at[4];
+};
+#if IS_PACKED
+#define QUERY_WORDS (PART / 4)
+typedef Four QueryWord;
+#else
+#define QUERY_WORDS PART
+typedef float QueryWord;
+#endif
+__device__ __forceinline__ float query_dot(const QueryWord (*query)[LANES], int lane, const float* values) {
+    float dot = 0.0f;
+#pragma unroll
+    for (int i = 0; i < QUERY_WORDS; i++) {
+        QueryWord word = query[i][lane];
+#if IS_PACKED
+#pragma unroll
+        for (int j = 0; j < 4; j++) dot += word.at[j] * values[4 * i + j];
+#else
+        dot += word * values[i];
+#endif
     }
+    return dot;
 }
 
 // partial (B, H, splits, HEAD_DIM) unnormalised mixtures; marks (B, H, splits, 2): their maximum and their sum
-extern "C" __global__ void attend_one(
+extern "C" __global__ void __launch_bounds__(DECODE_WARPS* WARP, DECODE_BLOCKS) attend_one(
     const T* q, const T* k, const T* v, const i64* table, const i64* lengths, float* partial, float* marks, int heads,
     int kv_heads, i64 stride, int max_blocks, int block_size, int splits, float scale, float cap, int window) {
     __shared__ float rows[DECODE_WARPS * SHARED][HEAD_DIM];
+    __shared__ QueryWord query[SHARED][QUERY_WORDS][LANES];
     __shared__ float tops[DECODE_WARPS * SHARED], sums[DECODE_WARPS * SHARED];
     Keys keys = {k, v, table, lengths, stride, max_blocks, block_size, kv_heads};
     int ratio = heads / kv_heads, groups = (ratio + SHARED - 1) / SHARED;
@@ -126,61 +179,106 @@ extern "C" __global__ void attend_one(
     int num_keys = (int)lengths[sequence], first = window > 0 && num_keys > window ? num_keys - window : 0;
     int each = (num_keys - first + splits - 1) / splits, start = first + split * each;
     int stop = start + each < num_keys ? start + each : num_keys;
-    float query[SHARED][PART], mixed[SHARED][PART], largest[SHARED], total[SHARED];
+    float mixed[SHARED][PART], largest[SHARED], total[SHARED], values[PART];
+#pragma unroll
     for (int h = 0; h < SHARED; h++) {
         largest[h] = -INFINITE, total[h] = 0.0f;
-        for (int i = 0; i < PART; i++) mixed[h][i] = 0.0f, query[h][i] = 0.0f;
-        if (h < here) load_part(q + ((i64)sequence * heads + kv_head * ratio + base + h) * HEAD_DIM, lane, query[h]);
+#pragma unroll
+        for (int i = 0; i < PART; i++) mixed[h][i] = 0.0f;
     }
-    const int at_once = DECODE_WARPS * WARP / LANES;
-    for (int key = start + warp * (WARP / LANES) + place; key - place < stop; key += at_once) {
+    const T* queries = q + ((i64)sequence * heads + kv_head * ratio + base) * HEAD_DIM;
+    for (int at = threadIdx.x; at < SHARED * PART * LANES; at += blockDim.x) {
+        int h = at / (PART * LANES), d = at % (PART * LANES), i = d % PART;
+        float element = h < here && d < HEAD_DIM ? widen(queries[h * HEAD_DIM + d]) : 0.0f;
+#if IS_PACKED
+        query[h][i / 4][d / PART].at[i % 4] = element;
+#else
+        query[h][i][d / PART] = element;
+#endif
+    }
+    int key = start + warp * (WARP / LANES) + place;
+    Part next_key, next_value;
+    i64 next_row = 0;
+    if (key < stop) {
+        i64 row = (row_of(keys, sequence, key) * kv_heads + kv_head) * HEAD_DIM;
+        load_part(k + row, lane, next_key);
+        load_part(v + row, lane, next_value);
+    }
+    if (key + AT_ONCE < stop) next_row = row_of(keys, sequence, key + AT_ONCE);
+    __syncthreads();
+    for (; key - place < stop; key += AT_ONCE) {
+        FORGET_SHARED();
+        Part this_key = next_key, this_value = next_value;
+        if (key + AT_ONCE < stop) {  // under way while these are multiplied
+            i64 row = (next_row * kv_heads + kv_head) * HEAD_DIM;
+            load_part(k + row, lane, next_key);
+            load_part(v + row, lane, next_value);
+            if (key + 2 * AT_ONCE < stop) next_row = row_of(keys, sequence, key + 2 * AT_ONCE);
+        }
         int seen = key < stop;
-        i64 row = seen ? (row_of(keys, sequence, key) * kv_heads + kv_head) * HEAD_DIM : 0;
-        float part[PART];
-        if (seen) load_part(k + row, lane, part);
         float score[SHARED];
+        if (seen) widen_part(this_key, values);
+#pragma unroll
         for (int h = 0; h < SHARED; h++) {
-            float dot = 0.0f;
-            if (seen)
-                for (int i = 0; i < PART; i++) dot += query[h][i] * part[i];
+            float dot = seen ? query_dot(query[h], lane, values) : 0.0f;
+#pragma unroll
             for (int step = LANES / 2; step > 0; step /= 2) dot += __shfl_xor_sync(FULL, dot, step);
-            score[h] = capped(dot * scale, cap);
+            score[h] = dot * scale;
         }
         if (!seen) continue;
-        load_part(v + row, lane, part);
+        widen_part(this_value, values);
+#pragma unroll
         for (int h = 0; h < SHARED; h++) {
             if (h >= here) break;
-            float next = fmaxf(largest[h], score[h]);
-            float fade = largest[h] > -INFINITE ? expf(largest[h] - next) : 0.0f;
-            float share = next > -INFINITE ? expf(score[h] - next) : 0.0f;
-            total[h] = total[h] * fade + share;
-            largest[h] = next;
-            for (int i = 0; i < PART; i++) mixed[h][i] = mixed[h][i] * fade + share * part[i];
+            float value = cap > 0.0f ? capped(score[h], cap) : score[h];
+            if (!(value <= largest[h])) {  // a new maximum, or NaN: the rest is scaled down to it
+                float next = fmaxf(largest[h], value), fade = largest[h] > -INFINITE ? expf(largest[h] - next) : 0.0f;
+                total[h] *= fade;
+                largest[h] = next;
+#pragma unroll
+                for (int i = 0; i < PART; i++) mixed[h][i] *= fade;
+            }
+            float share = value == -INFINITE ? 0.0f : expf(value - largest[h]);  // a NaN stays one
+            total[h] += share;
+#pragma unroll
+            for (int i = 0; i < PART; i++) mixed[h][i] += share * values[i];
         }
     }
+#pragma unroll
     for (int h = 0; h < SHARED; h++) {  // over the keys of a warp
         float top = largest[h];
+#pragma unroll
         for (int step = LANES; step < WARP; step *= 2) top = fmaxf(top, __shfl_xor_sync(FULL, top, step));
         float fade = largest[h] > -INFINITE ? expf(largest[h] - top) : 0.0f, sum = total[h] * fade;
+#pragma unroll
         for (int step = LANES; step < WARP; step *= 2) sum += __shfl_xor_sync(FULL, sum, step);
+#pragma unroll
         for (int i = 0; i < PART; i++) {
             float value = mixed[h][i] * fade;
+#pragma unroll
             for (int step = LANES; step < WARP; step *= 2) value += __shfl_xor_sync(FULL, value, step);
             if (place == 0 && lane * PART + i < HEAD_DIM) rows[warp * SHARED + h][lane * PART + i] = value;
         }
-        if (threadIdx.x % WARP == 0) tops[warp * SHARED + h] = top, sums[warp * SHARED + h] = sum;
+        if (threadIdx.x % WARP == 0) {
+            tops[warp * SHARED + h] = sum == sum ? top : fmaxf(top, 0.0f);  // a sum that is NaN is never left out
+            sums[warp * SHARED + h] = sum;
+        }
     }
     __syncthreads();
     for (int h = 0; h < here; h++) {  // over the warps of a block
-        float top = -INFINITE, sum = 0.0f;
+        float top = -INFINITE, sum = 0.0f, fades[DECODE_WARPS];
         for (int w = 0; w < DECODE_WARPS; w++) top = fmaxf(top, tops[w * SHARED + h]);
-        for (int w = 0; w < DECODE_WARPS; w++)
-            if (tops[w * SHARED + h] > -INFINITE) sum += sums[w * SHARED + h] * expf(tops[w * SHARED + h] - top);
+#pragma unroll
+        for (int w = 0; w < DECODE_WARPS; w++) {
+            fades[w] = tops[w * SHARED + h] > -INFINITE ? expf(tops[w * SHARED + h] - top) : 0.0f;
+            if (fades[w] != 0.0f) sum += sums[w * SHARED + h] * fades[w];
+        }
         i64 cell = ((i64)sequence * heads + kv_head * ratio + base + h) * splits + split;
         for (int d = threadIdx.x; d < HEAD_DIM; d += blockDim.x) {
             float value = 0.0f;
+#pragma unroll
             for (int w = 0; w < DECODE_WARPS; w++)
-                if (tops[w * SHARED + h] > -INFINITE) value += rows[w * SHARED + h][d] * expf(tops[w * SHARED + h] - top);
+                if (fades[w] != 0.0f) value += rows[w * SHARED + h][d] * fades[w];
             partial[cell * HEAD_DIM + d] = value;
         }
         if (threadIdx.x == 0) marks[cell * 2] = top, marks[cell * 2 + 1] = sum;

@@ -18,7 +18,8 @@
 #define __device__
 #define __forceinline__ inline
 #define __shared__ static
-#define __align__(bytes) alignas(bytes)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __launch_bounds__(...)
 
 struct Index {
     unsigned x, y, z;
@@ -185,4 +186,12 @@ static inline unsigned short float_to_half(float value) {
     unsigned short bits;
     memcpy(&bits, &narrow, 2);
     return bits;
+}
+static inline float __fdividef(float a, float b) { return a / b; }
+// Byte i of the result is byte (selector >> 4i & 7) of the eight of b, a.
+static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+    unsigned long long bytes = (unsigned long long)b << 32 | a;
+    unsigned result = 0;
+    for (int i = 0; i < 4; i++) result |= (unsigned)(bytes >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+    return result;
 }

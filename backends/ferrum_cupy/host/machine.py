@@ -23,7 +23,11 @@ ALIGNMENT_BYTES = 512  # of CuPy's pool
 LENDABLE_BYTES = 4 << 30
 GARBAGE, GARBAGE_BYTES = 0xA5, 1 << 20
 HEADER = Path(__file__).with_name("host_cuda.h")
-_KERNELS = re.compile(r'extern "C" __global__ void (\w+)\(|^(?:POINTWISE|QUANTIZED_LINEAR)\((\w+),', re.MULTILINE)
+_KERNELS = re.compile(
+    r'extern "C" __global__ void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)\('
+    r"|^(?:POINTWISE|PAIRWISE|QUANTIZED_LINEAR|STREAM)\((\w+),",
+    re.MULTILINE,
+)
 
 
 def open_host(name: str) -> Host:
@@ -38,7 +42,7 @@ def open_host(name: str) -> Host:
 
 def kernels_in(source: str) -> list[str]:
     """Names of the kernels that a source defines. Pure."""
-    return [first or second for first, second in _KERNELS.findall(source) if first != "NAME"]
+    return [first or second for first, second in _KERNELS.findall(source) if first not in ("NAME", "__launch_bounds__")]
 
 
 class Host(Machine):

@@ -13,9 +13,11 @@ from ferrum_numba.cpu.batch import NumbaAsyncTensorOps, NumbaTensorBatchOps
 from ferrum_numba.cpu.decode import NumbaDecodeBackend
 from ferrum_numba.cpu.factory import NumbaTensorFactory
 from ferrum_numba.cpu.kernel_ops import NumbaKernelOps
+from ferrum_numba.cpu.packing import FORMATS
 from ferrum_numba.cpu.runtime import Runtime
 from ferrum_numba.cpu.tensor import check_device
 from ferrum_numba.cpu.tensor_ops import NumbaTensorOps
+from ferrum_numba.cpu.vector import STORED_KINDS
 from ferrum_ref.errors import BackendError, DeviceError, UnsupportedError
 from ferrum_ref.interfaces.backend import BackendCapabilities, BackendStatus, ComputeBackend
 from ferrum_ref.interfaces.transformer import TransformerWeights
@@ -67,8 +69,8 @@ class NumbaCpuBackend(ComputeBackend):
             supports_custom_kernels=False,
             supports_cuda_graphs=False,
             extra_capabilities={
-                "quantized_linear": ["q4_0", "q8_0"],
-                "decode_weights": ["float32", "int8", "q8_0", "q4_0"],
+                "quantized_linear": list(STORED_KINDS),
+                "decode_weights": list(FORMATS),
             },
         )
 
@@ -95,11 +97,12 @@ class NumbaCpuBackend(ComputeBackend):
         return NumbaAsyncTensorOps(self._runtime)
 
     def make_decode_backend(
-        self, weights: TransformerWeights, *, max_tokens: int | None = None, weights_format: str = "float32"
+        self, weights: TransformerWeights, *, max_tokens: int | None = None, weights_format: str = "stored"
     ) -> NumbaDecodeBackend:
         """A decode loop of one kernel a step, over weights that are this backend's tensors (extension).
 
-        `weights_format`: "float32", or "int8", "q8_0", "q4_0" to quantise them now.  [BK-NCPU-18..20]
+        `weights_format`: "stored", as they lie, packed ones too; "float32" unpacks those; "int8", "q8_0", "q4_0"
+        quantise now.  [BK-NCPU-18..20, BK-NCPU-23..24]
         """
         self._check_open("make_decode_backend")
         return NumbaDecodeBackend(weights, weights_format=weights_format, max_tokens=max_tokens)

@@ -1,6 +1,6 @@
 """Operations over lists of tensors, and operations that are awaited.
 
-Clauses: BK-NCPU-21 (specs/backend_numba.md), TN-BATCH-1..4, TN-ASYNC-1..3 (specs/tensor.md).
+Clauses: BK-NCPU-21 (specs/backend_numba.md), TN-BATCH-1..4, TN-ASYNC-1..4 (specs/tensor.md).
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -84,7 +84,8 @@ class NumbaTensorBatchOps(TensorBatchOps):
 class NumbaAsyncTensorOps(NumbaTensorOps, AsyncTensorOps):
     """One queue and one thread: operations run, and finish, in the order in which they were started.
 
-    The inherited methods run at once in the caller's thread. The thread ends with the object.
+    The inherited methods run at once in the caller's thread. A context manager; `close` waits for the queue and ends
+    the thread.  [TN-ASYNC-1..4]
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -93,15 +94,31 @@ class NumbaAsyncTensorOps(NumbaTensorOps, AsyncTensorOps):
 
     async def matmul_async(self, a: TensorRef, b: TensorRef) -> TensorRef:
         """As `matmul`: the same value, the same errors, raised where it is awaited."""
-        return await self._run(lambda: self.matmul(a, b))
+        return await self._run("matmul_async", lambda: self.matmul(a, b))
 
     async def softmax_async(self, tensor: TensorRef, dim: int) -> TensorRef:
         """As `softmax`."""
-        return await self._run(lambda: self.softmax(tensor, dim))
+        return await self._run("softmax_async", lambda: self.softmax(tensor, dim))
 
     async def synchronize(self) -> None:
         """Return when everything that was started before is done."""
-        await self._run(lambda: None)
+        await self._run("synchronize", lambda: None)
 
-    async def _run(self, function: Callable[[], Result]) -> Result:
-        return await asyncio.wrap_future(self._queue.submit(function))
+    def close(self) -> None:
+        """Wait for what was started, and end the thread. May be repeated; starting more is a BackendError."""
+        self._queue.shutdown(wait=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def _run(self, operation: str, function: Callable[[], Result]) -> Result:
+        try:
+            started = self._queue.submit(function)
+        except RuntimeError:
+            raise BackendError(
+                f"{operation}: these operations have been closed; take new ones from async_tensor_ops()"
+            ) from None
+        return await asyncio.wrap_future(started)

@@ -1,4 +1,4 @@
-"""`NumbaDecodeBackend`: a whole decode step in one kernel, over float32, 16-bit or quantised weights.
+"""`NumbaDecodeBackend`: a whole decode step in one kernel, over weights as they are stored, or quantised.
 
     h = embedding[id]
     a = h + W_o attention(rope(norm_q(q)), K, V) + b_o,     [q; k; v] = W_qkv rms_norm(h) + b_qkv
@@ -6,7 +6,7 @@
     logits = W_head rms_norm(h_L)
 
 Everything but the weights is float32 and stays so until the logits are rounded to the weights' element type.
-Clauses: BK-NCPU-18..20 (specs/backend_numba.md), DB-* (specs/decode_backend.md).
+Clauses: BK-NCPU-18..20, BK-NCPU-23..24 (specs/backend_numba.md), DB-* (specs/decode_backend.md).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from ferrum_numba.cpu.addresses import address_of
 from ferrum_numba.cpu.attending import KEYS_AT_A_TIME, attend_keys
 from ferrum_numba.cpu.conversion import FLOAT32, NUMPY_TYPES, round_to, run_of, widen
-from ferrum_numba.cpu.matrices import multiply_rows
-from ferrum_numba.cpu.packing import StoredMatrix, stored
+from ferrum_numba.cpu.packing import StoredMatrix, stored_parts
 from ferrum_numba.cpu.stepping import (
     COUNTER_BYTES,
     MATRIX_FIELDS,
+    PART_FIELDS,
     PHASES_A_LAYER,
     VECTOR_FIELDS,
     attend_all,
@@ -39,6 +39,7 @@ from ferrum_ref.errors import BackendError, NotFoundError, ResourceExhaustedErro
 from ferrum_ref.interfaces.decode_backend import DecodeBackend
 from ferrum_ref.interfaces.tensor import TensorRef
 from ferrum_ref.interfaces.transformer import TransformerWeights
+from ferrum_ref.interfaces.weight_parts import DecoderMatrix
 
 Float32 = NDArray[np.float32]
 FIRST_CAPACITY_TOKENS: Final = 64
@@ -75,6 +76,9 @@ class SequenceCache:
         return steps
 
 
+LAYER_MATRICES: Final = (DecoderMatrix.QKV, DecoderMatrix.OUTPUT, DecoderMatrix.GATE_UP, DecoderMatrix.DOWN)
+
+
 class DecodeWeights:
     """The tensors of `TransformerWeights` as the kernel wants them, kept alive, and the tables of their addresses."""
 
@@ -84,34 +88,47 @@ class DecodeWeights:
         self.matrices = np.zeros((4 * config.num_layers + 1, MATRIX_FIELDS), np.int64)
         self.vectors = np.zeros((config.num_layers, VECTOR_FIELDS), np.int64)
         self.num_bytes = 0
+        self.formats: set[str] = set()
         for layer in range(config.num_layers):
-            pairs = (
-                (weights.layer_qkv_weight(layer), weights.layer_qkv_bias(layer)),
-                (weights.layer_o_weight(layer), weights.layer_o_bias(layer)),
-                (weights.layer_gate_up_weight(layer), weights.layer_gate_up_bias(layer)),
-                (weights.layer_down_weight(layer), weights.layer_down_bias(layer)),
+            biases = (
+                weights.layer_qkv_bias(layer),
+                weights.layer_o_bias(layer),
+                weights.layer_gate_up_bias(layer),
+                weights.layer_down_bias(layer),
             )
-            for index, (weight, bias) in enumerate(pairs):
-                self._put(4 * layer + index, _matrix(weight, weights_format), bias)
+            for index, (name, bias) in enumerate(zip(LAYER_MATRICES, biases, strict=True)):
+                parts = stored_parts(weights.matrix_parts(name, layer), weights_format)
+                self._put(4 * layer + index, parts, bias)
             norms = (weights.layer_input_norm_weight(layer), weights.layer_post_norm_weight(layer))
             heads = (weights.layer_q_norm_weight(layer), weights.layer_k_norm_weight(layer))
             self.vectors[layer] = [0 if norm is None else address_of(self._vector(norm)) for norm in (*norms, *heads)]
-        self._put(4 * config.num_layers, _matrix(weights.lm_head_weight(), weights_format), None)
+        head = stored_parts(weights.matrix_parts(DecoderMatrix.LM_HEAD), weights_format)
+        self._put(4 * config.num_layers, head, None)
         self.final_norm = self._vector(weights.final_norm_weight())
         self.cos, self.sin = (self._vector(table) for table in (weights.rope_cos(), weights.rope_sin()))
-        self.embedding = weights.embed_weight()
+        self._embedding = stored_parts(weights.matrix_parts(DecoderMatrix.EMBED), "stored")
 
     def row(self, token_id: int) -> Float32:
         """The embedding of a token, float32 `(E,)`."""
-        hidden = self.embedding.shape()[1]
-        found = self.embedding.view((token_id, 0), (token_id + 1, hidden)).to_numpy()
-        return run_of(widen(found, "decode_step")).reshape(-1)
+        start = 0
+        for part in self._embedding:
+            if token_id < start + part.rows:
+                break
+            start += part.rows
+        found = np.empty(part.columns, FLOAT32)
+        part.unpack(token_id - start, token_id - start + 1, found)
+        return found
 
-    def _put(self, index: int, matrix: StoredMatrix, bias: TensorRef | None) -> None:
-        self._kept.append(matrix)
-        self.num_bytes += matrix.num_bytes
+    def _put(self, index: int, parts: tuple[StoredMatrix, ...], bias: TensorRef | None) -> None:
+        table, start = np.zeros((len(parts), PART_FIELDS), np.int64), 0
+        for fields, part in zip(table, parts, strict=True):
+            fields[:] = (*part.fields(), start, start + part.rows)
+            start += part.rows
+            self.num_bytes += part.num_bytes
+            self.formats.add(part.format_name)
+        self._kept += [table, *parts]
         added = 0 if bias is None else address_of(self._vector(bias))
-        self.matrices[index] = (*matrix.fields(), added, 0)
+        self.matrices[index] = (address_of(table), len(parts), start, parts[0].columns, added, 0)
 
     def _vector(self, tensor: TensorRef) -> Float32:
         found = run_of(widen(tensor.to_numpy(), "decode backend"))
@@ -119,25 +136,26 @@ class DecodeWeights:
         return found
 
 
-def _matrix(weight: TensorRef, weights_format: str) -> StoredMatrix:
-    return stored(weight.to_numpy(), weights_format)
-
-
 class NumbaDecodeBackend(DecodeBackend):
-    """Keeps K/V by key; a call that raises has changed nothing.  [BK-NCPU-18..20, DB-STEP-1..6, DB-INIT-1..4]"""
+    """Keeps K/V by key; a call that raises has changed nothing.
+
+    [BK-NCPU-18..20, BK-NCPU-23..24, DB-STEP-1..6, DB-INIT-1..4]
+    """
 
     def __init__(
-        self, weights: TransformerWeights, *, weights_format: str = "float32", max_tokens: int | None = None
+        self, weights: TransformerWeights, *, weights_format: str = "stored", max_tokens: int | None = None
     ) -> None:
-        """`weights_format`: "float32" (16-bit weights stay as they are), or "int8", "q8_0" or "q4_0", to which every
-        matrix but the embedding is quantised here.  `max_tokens` bounds the context below that of the weights.
+        """`weights_format`: "stored" (every matrix as it lies, packed ones too), "float32" (packed ones are unpacked),
+        or "int8", "q8_0" or "q4_0", to which every matrix but the embedding is quantised here.  `max_tokens` bounds
+        the context below that of the weights.
 
-        Raises InvalidParameterError for another format; ShapeError where blocks of 32 do not fit a matrix.
+        Raises InvalidParameterError for another format; ShapeError where blocks of 32 do not fit a matrix;
+        UnsupportedError for packed matrices that `quantized_linear` does not take.
         """
         self._config = weights.config()
         self.weights_format = weights_format
         self._weights = DecodeWeights(weights, weights_format)
-        self._element = weights.embed_weight().dtype()
+        self._element = weights.element_type()
         self._max_tokens = min(max_tokens or self._config.max_seq_len, self._config.max_seq_len)
         self._caches: dict[str, SequenceCache] = {}
         self._lock = threading.Lock()
@@ -149,7 +167,7 @@ class NumbaDecodeBackend(DecodeBackend):
         self._updates = np.empty(2 * config.num_layers * config.hidden_size, FLOAT32)
 
     def name(self) -> str:
-        return f"numba-cpu decode step, {self.weights_format} weights"
+        return f"numba-cpu decode step, {' and '.join(sorted(self._weights.formats))} weights"
 
     @property
     def max_tokens(self) -> int:
@@ -210,12 +228,11 @@ class NumbaDecodeBackend(DecodeBackend):
         if self._parts.size < num_splits * heads * (size + 2):
             self._parts = np.empty(2 * num_splits * heads * (size + 2), FLOAT32)
         self._counters[:] = 0
-        rows, num_tasks = weights.matrices[:, 4], TASKS_A_THREAD * numba.get_num_threads()
-        weights.matrices[:, 7] = np.maximum(16, -(-rows // num_tasks) + 3 & ~3)
+        rows, num_tasks = weights.matrices[:, 2], TASKS_A_THREAD * numba.get_num_threads()
+        weights.matrices[:, 5] = np.maximum(16, -(-rows // num_tasks) + 3 & ~3)
         caches, half = cache.addresses(), 4 * (size // 2) * position
         decode_step(
-            *(work.address, address_of(self._counters), project.address, attend_all.address),
-            *(multiply_rows.address, attend_keys.address),
+            *(work.address, address_of(self._counters), project.address, attend_all.address, attend_keys.address),
             *(address_of(array) for array in (embedding, weights.matrices, weights.vectors)),
             *(address_of(weights.final_norm), address_of(caches)),
             *(address_of(weights.cos) + half, address_of(weights.sin) + half),

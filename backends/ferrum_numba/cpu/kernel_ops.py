@@ -127,7 +127,7 @@ class NumbaLinearOps(Part, LinearOps):
         return NumbaTensor(linear.linear(x, self._runtime.take_beside("linear", "weight", weight)))
 
     def quantized_linear(self, input: TensorRef, packed_weight: TensorRef, scheme: QuantScheme) -> NumbaTensor:
-        """The same product with ggml blocks, q4_0 or q8_0, unpacked in registers."""
+        """The same product with packed rows, ggml's blocks or plain numbers, unpacked in registers.  [BK-NCPU-22]"""
         operation = "quantized_linear"
         x = self._runtime.take(operation, "input", input)
         packed = self._runtime.take_beside(operation, "packed_weight", packed_weight)

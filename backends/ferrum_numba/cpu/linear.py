@@ -2,7 +2,7 @@
 
 Dense float32 products are BLAS's, as numpy calls it. Narrow weights meet a few rows as they are stored; for more rows
 some of the weight at a time is unpacked to float32, which is exact, and multiplied by BLAS.
-Clauses: BK-NCPU-12..13 (specs/backend_numba.md), KN-LINEAR-*, KN-QLINEAR-*, KN-EMBED-* (specs/kernels.md).
+Clauses: BK-NCPU-12..13, BK-NCPU-22 (specs/backend_numba.md), KN-LINEAR-*, KN-QLINEAR-*, KN-EMBED-* (specs/kernels.md).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from ferrum_numba.cpu.addresses import address_of
 from ferrum_numba.cpu.conversion import FLOAT8, FLOAT32, KINDS, common_type, require_float, round_to, run_of, widen
 from ferrum_numba.cpu.integers import as_integers
-from ferrum_numba.cpu.matrices import multiply, multiply_rows, unpack_rows
-from ferrum_numba.cpu.vector import BLOCK, BLOCK_BYTES, I8, Q4_0, Q8_0
-from ferrum_ref.errors import InvalidParameterError, ShapeError, UnsupportedError
+from ferrum_numba.cpu.matrices import multiply
+from ferrum_numba.cpu.packing import StoredMatrix, as_stored
+from ferrum_numba.cpu.vector import I8
+from ferrum_ref.errors import InvalidParameterError, ShapeError
 from ferrum_ref.interfaces.kernel_ops import Ints, QuantScheme
 from ferrum_ref.interfaces.tensor import matmul_output_shape
 
@@ -42,35 +43,25 @@ def linear(x: Array, weight: Array) -> Array:
         with np.errstate(all="ignore"):
             y = np.matmul(rows, widen(weight, "linear").T)
     else:
-        y = _stored_product(rows, run_of(weight), KINDS[weight.dtype], None)
+        y = _stored_product(rows, StoredMatrix(KINDS[weight.dtype], run_of(weight), weight.shape[1]))
     return round_to(y, x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
 
 def quantized_linear(x: Array, packed: Array, scheme: QuantScheme) -> Array:
-    """y = x @ W.T, W the float32 values of ggml blocks of 32 weights: q4_0 (q - 8) d, q8_0 q d
+    """y = x @ W.T, W the float32 values of rows that stay as their file has them          [BK-NCPU-13, BK-NCPU-22]
 
-    x (..., in); packed (out, in/32 * block bytes) uint8, a block being a float16 scale d and its 4- or 8-bit quanta.
+    x (..., in); packed (out, row bytes) uint8: ggml's blocks (`blocks`), or float32, float16 and bfloat16 numbers.
     Activations are never quantised. Result in x's type. Pure.
-    Raises UnsupportedError for groups other than 32; ShapeError for other shapes or element types.
+    Raises UnsupportedError for other schemes; ShapeError for other shapes or element types.
     """
-    if not isinstance(scheme, QuantScheme.Q4_0 | QuantScheme.Q8_0) or scheme.group_size != BLOCK:
-        raise UnsupportedError(
-            f"quantized_linear: scheme: got {scheme}, expected Q4_0 or Q8_0 with group_size={BLOCK}, "
-            "ggml's blocks; dequantise and call linear"
-        )
-    kind = Q4_0 if isinstance(scheme, QuantScheme.Q4_0) else Q8_0
-    if (
-        packed.dtype != np.uint8
-        or packed.ndim != 2
-        or x.ndim < 1
-        or packed.shape[1] * BLOCK != x.shape[-1] * BLOCK_BYTES[kind]
-    ):
+    matrix = as_stored("quantized_linear", packed, scheme)
+    if x.ndim < 1 or matrix.columns != x.shape[-1]:
         raise ShapeError(
-            f"quantized_linear: input {x.shape} and packed_weight {packed.shape} of {packed.dtype}, "
-            f"expected (..., in) and uint8 (out, in/{BLOCK}*{BLOCK_BYTES[kind]})"
+            f"quantized_linear: input {x.shape} and packed_weight uint8 {packed.shape}, whose {scheme.kind} rows are "
+            f"{matrix.columns} weights; expected (..., {matrix.columns})"
         )
     rows = widen(x, "quantized_linear").reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = _stored_product(rows, run_of(packed), kind, None)
+    y = _stored_product(rows, matrix)
     return round_to(y, x.dtype).reshape(*x.shape[:-1], packed.shape[0])
 
 
@@ -93,31 +84,24 @@ def row_scaled_linear(x: Array, weight: Array, scales: Array) -> Array:
             f"{scales.dtype}; expected (..., in), int8 (out, in) and float32 (out,)"
         )
     rows = widen(x, "row_scaled_linear").reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = _stored_product(rows, run_of(weight), I8, run_of(scales))
+    y = _stored_product(rows, StoredMatrix(I8, run_of(weight), weight.shape[1], run_of(scales)))
     return round_to(y, x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _stored_product(rows: Float32, weight: Array, kind: int, scales: Float32 | None) -> Float32:
+def _stored_product(rows: Float32, weight: StoredMatrix) -> Float32:
     """rows (M, in) times the stored weight's values, transposed: (M, out) float32."""
     rows = run_of(rows)
-    (num_rows, size), num_outputs = rows.shape, weight.shape[0]
-    stride = weight.strides[0] if weight.size else 0
-    if num_rows <= FEW_ROWS:
-        y = np.empty((num_rows, num_outputs), FLOAT32)
-        multiply(
-            multiply_rows.address,
-            *(kind, address_of(weight), stride, 0 if scales is None else address_of(scales)),
-            *(address_of(rows), address_of(y), num_rows, size, num_outputs),
-        )
-        return y
+    (num_rows, size), num_outputs = rows.shape, weight.rows
     y = np.empty((num_rows, num_outputs), FLOAT32)
+    if num_rows <= FEW_ROWS:
+        address, routine, stride, scales = weight.fields()
+        multiply(routine, address, stride, scales, address_of(rows), address_of(y), num_rows, size, num_outputs)
+        return y
     step = max(1, ELEMENTS_AT_A_TIME // max(1, size))
     unpacked = np.empty((min(step, num_outputs), size), FLOAT32)
     for start in range(0, num_outputs, step):
         stop = min(start + step, num_outputs)
-        factors = 0 if scales is None else address_of(scales) + 4 * start
-        source = address_of(weight) + start * stride
-        unpack_rows(kind, source, stride, factors, address_of(unpacked), stop - start, size)
+        weight.unpack(start, stop, unpacked)
         with np.errstate(all="ignore"):
             y[:, start:stop] = np.matmul(rows, unpacked[: stop - start].T)
     return y

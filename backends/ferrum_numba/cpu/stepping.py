@@ -28,7 +28,8 @@ from ferrum_numba.cpu.vector import F32
 
 PHASES_A_LAYER: Final = 5  # qkv, attention, output, gate and up, down
 COUNTER_BYTES: Final = 128  # of a phase: tasks taken and tasks done, each on a cache line of its own
-MATRIX_FIELDS: Final = 8  # address, kind, stride, scales, rows, columns, bias, rows of a task
+MATRIX_FIELDS: Final = 6  # address of its first part, parts, rows, columns, bias, rows of a task
+PART_FIELDS: Final = 6  # address, that of its kind's multiply_rows, stride, scales, first row, row behind the last
 VECTOR_FIELDS: Final = 4  # input norm, post norm, q norm, k norm
 SPINS: Final = 4000  # waiting this often, about 0.1 ms, before giving way
 
@@ -52,20 +53,30 @@ def wait_for(counters, phase, num_tasks):
             give_way()
 
 
-@routine(integers=6)
-def project(counters, multiply_rows, phase, matrix, x, out):
+@device
+def project_rows(first_part, num_parts, start, stop, x, out, columns, num_rows):
+    """out[start .. stop - 1] of a matrix whose parts lie one below the other."""
+    for part in range(num_parts):
+        fields = integers_at(first_part + 8 * PART_FIELDS * part, PART_FIELDS)
+        first, above, below = fields[4], max(start, fields[4]), min(stop, fields[5])
+        if above < below:
+            scales, target = fields[3], out + 4 * first
+            call(
+                fields[1], (above - first, below - first, fields[0], fields[2], scales, x, target, 1, columns, num_rows)
+            )
+
+
+@routine(integers=5)
+def project(counters, phase, matrix, x, out):
     """out = matrix @ x + bias, some rows a task."""
     fields = integers_at(matrix, MATRIX_FIELDS)
-    num_rows, columns, bias, rows_a_task = fields[4], fields[5], fields[6], fields[7]
+    num_rows, columns, bias, rows_a_task = fields[2], fields[3], fields[4], fields[5]
     num_tasks = (num_rows + rows_a_task - 1) // rows_a_task
     task = take_task(counters, phase)
     while task < num_tasks:
         start = task * rows_a_task
         stop = min(num_rows, start + rows_a_task)
-        call(
-            multiply_rows,
-            (start, stop, fields[1], fields[0], fields[2], fields[3], x, out, 1, columns, num_rows),
-        )
+        project_rows(fields[0], fields[1], start, stop, x, out, columns, num_rows)
         if bias:
             found, added = floats_at(out, num_rows), floats_at(bias, num_rows)
             for row in range(start, stop):
@@ -152,9 +163,9 @@ def gated(both, inner, out):
         out[i] = silu32(gate[i]) * up[i]
 
 
-@routine(integers=25, floats=2)
+@routine(integers=24, floats=2)
 def work(
-    counters, project, attend_all, multiply_rows, attend_keys, embedding, matrices, vectors, final_norm, caches, cos,
+    counters, project, attend_all, attend_keys, embedding, matrices, vectors, final_norm, caches, cos,
     sin, position, num_layers, hidden, inner, heads, groups, size, capacity, qkv, parts, both, updates, logits, eps,
     scale,
 ):  # fmt: skip
@@ -169,34 +180,34 @@ def work(
         here = vectors + 8 * VECTOR_FIELDS * layer
         norms, kv = integers_at(here, VECTOR_FIELDS), integers_at(caches + 16 * layer, 2)
         after_attention, after_inner = updates + 8 * layer * hidden, updates + 8 * layer * hidden + 4 * hidden
-        call(project, (counters, multiply_rows, phase, matrix, address, qkv))
+        call(project, (counters, phase, matrix, address, qkv))
         call(attend_all, (
             counters, attend_keys, phase + 1, qkv, here, cos, sin, kv[0], kv[1], position, heads, groups, size,
             capacity, parts, eps, scale,
         ))  # fmt: skip
         joined(parts, position, heads, size, address)
-        call(project, (counters, multiply_rows, phase + 2, matrix + matrix_bytes, address, after_attention))
+        call(project, (counters, phase + 2, matrix + matrix_bytes, address, after_attention))
         add_and_norm(residual, after_attention, norms[1], eps, x, hidden)
-        call(project, (counters, multiply_rows, phase + 3, matrix + 2 * matrix_bytes, address, both))
+        call(project, (counters, phase + 3, matrix + 2 * matrix_bytes, address, both))
         gated(both, inner, x)
-        call(project, (counters, multiply_rows, phase + 4, matrix + 3 * matrix_bytes, address, after_inner))
+        call(project, (counters, phase + 4, matrix + 3 * matrix_bytes, address, after_inner))
         following = final_norm
         if layer + 1 < num_layers:
             following = integers_at(here + 8 * VECTOR_FIELDS, VECTOR_FIELDS)[0]
         add_and_norm(residual, after_inner, following, eps, x, hidden)
     last = PHASES_A_LAYER * num_layers
-    call(project, (counters, multiply_rows, last, matrices + 4 * num_layers * matrix_bytes, address, logits))
+    call(project, (counters, last, matrices + 4 * num_layers * matrix_bytes, address, logits))
     keep(x)
 
 
 @parallel_kernel
 def decode_step(
-    threads, work, counters, project, attend_all, multiply_rows, attend_keys, embedding, matrices, vectors, final_norm,
+    threads, work, counters, project, attend_all, attend_keys, embedding, matrices, vectors, final_norm,
     caches, cos, sin, position, num_layers, hidden, inner, heads, groups, size, capacity, qkv, parts, both, updates,
     logits, eps, scale,
 ):  # fmt: skip
-    """All layers and the logits of one token. work, project, attend_all, multiply_rows and attend_keys are the
-    addresses of those routines.
+    """All layers and the logits of one token. work, project, attend_all and attend_keys are the addresses of
+    those routines.
 
     matrices (4 L + 1, MATRIX_FIELDS), vectors (L, VECTOR_FIELDS) and caches (L, 2) int64, addresses among them; the
     rest float32. counters: zeros, COUNTER_BYTES for each of 5 L + 1 phases. Written: the new row of every cache, qkv,
@@ -204,7 +215,7 @@ def decode_step(
     """
     for _ in prange(threads):
         call(work, (
-            counters, project, attend_all, multiply_rows, attend_keys, embedding, matrices, vectors, final_norm, caches,
+            counters, project, attend_all, attend_keys, embedding, matrices, vectors, final_norm, caches,
             cos, sin, position, num_layers, hidden, inner, heads, groups, size, capacity, qkv, parts, both, updates,
             logits, np.float32(eps), np.float32(scale),
         ))  # fmt: skip

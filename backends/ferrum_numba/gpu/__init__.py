@@ -26,6 +26,8 @@ def make_backend(device: str = "cuda") -> ComputeBackend:
     """
     try:
         from ferrum_numba.gpu.backend import NumbaCudaBackend
+
+        return NumbaCudaBackend.on(device)
     except ImportError as error:
         if error.name is None or error.name.partition(".")[0] not in NEEDED:
             raise
@@ -33,7 +35,6 @@ def make_backend(device: str = "cuda") -> ComputeBackend:
             f"make_backend: numba-cuda does not load ({error}), expected numba and numba-cuda >= 0.30; "
             "install them: pip install 'ferrum-ref[numba-cuda]'"
         ) from error
-    return NumbaCudaBackend.on(device)
 
 
 __all__ = ["make_backend"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from importlib.metadata import version
 
+from ferrum_numba.gpu.decode import NumbaCudaDecodeBackend
 from ferrum_numba.gpu.factory import NumbaTensorFactory
 from ferrum_numba.gpu.kernel_ops import NumbaKernelOps
 from ferrum_numba.gpu.machine import Machine, open_machine, usable_devices, why_unusable
@@ -16,6 +17,7 @@ from ferrum_numba.gpu.storage import HOST_TYPES
 from ferrum_numba.gpu.tensor_ops import NumbaTensorOps
 from ferrum_ref.errors import BackendError, DeviceError, UnsupportedError
 from ferrum_ref.interfaces.backend import BackendCapabilities, BackendStatus, ComputeBackend
+from ferrum_ref.interfaces.transformer import TransformerWeights
 from ferrum_ref.types.devices import Device
 
 LARGEST_COUNT = 2**31 - 1
@@ -63,7 +65,11 @@ class NumbaCudaBackend(ComputeBackend):
             memory_alignment=256,
             supports_custom_kernels=False,
             supports_cuda_graphs=False,
-            extra_capabilities={"quantized_linear": ["q4_0", "q8_0"], "machine": self._runtime.machine.description},
+            extra_capabilities={
+                "quantized_linear": ["q4_0", "q8_0"],
+                "machine": self._runtime.machine.description,
+                "decode_backend": ["launches", "graph"] if self._runtime.machine.records_graphs else ["launches"],
+            },
         )
 
     def tensor_ops(self) -> NumbaTensorOps:
@@ -77,6 +83,16 @@ class NumbaCudaBackend(ComputeBackend):
     def kernel_ops(self) -> NumbaKernelOps:
         self._check_open("kernel_ops")
         return self._kernel_ops
+
+    def make_decode_backend(
+        self, weights: TransformerWeights, *, max_tokens: int | None = None, use_graphs: bool = False
+    ) -> NumbaCudaDecodeBackend:
+        """A decode loop by a fixed sequence of kernels, over weights that are this backend's tensors (extension).
+
+        `use_graphs`: replayed as a CUDA graph where the GPU records one.  [BK-NCUDA-21..23]
+        """
+        self._check_open("make_decode_backend")
+        return NumbaCudaDecodeBackend(self._runtime, weights, max_tokens=max_tokens, use_graphs=use_graphs)
 
     def supports_device(self, device: Device) -> bool:
         return device == self._runtime.machine.device

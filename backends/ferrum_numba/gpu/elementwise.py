@@ -6,6 +6,7 @@ from ferrum_numba.gpu.integers import as_integers, check_below
 from ferrum_numba.gpu.kernels import elementwise as kernels
 from ferrum_numba.gpu.kernels import rope
 from ferrum_numba.gpu.operands import fitting
+from ferrum_numba.gpu.runtime import whole_warps
 from ferrum_numba.gpu.storage import common_type, storage_of
 from ferrum_numba.gpu.tensor import NumbaTensor
 from ferrum_ref.errors import InvalidParameterError, ShapeError
@@ -71,7 +72,7 @@ def rotary_embedding(x: NumbaTensor, cos: NumbaTensor, sin: NumbaTensor, positio
             f"{operation}: x {x.shape()}, cos_cache {cos.shape()}, sin_cache {sin.shape()}; "
             "expected (B, T, H, D) and tables (P, D/2)"
         )
-    _, num_tokens, num_heads, head_dim = x.shape()
+    batch, num_tokens, num_heads, head_dim = x.shape()
     index = as_integers(operation, "position_ids", positions)
     if len(index) != num_tokens:
         raise ShapeError(f"{operation}: {len(index)} position_ids for {num_tokens} tokens, expected one for each")
@@ -80,9 +81,10 @@ def rotary_embedding(x: NumbaTensor, cos: NumbaTensor, sin: NumbaTensor, positio
     if x.numel():
         check_below(operation, "position_ids", index, cos.shape()[0], "build longer tables or shorten the sequence")
         types = (storage_of(x.dtype(), operation), storage_of(cos.dtype(), operation))
-        num_pairs, half = x.numel() // 2, head_dim // 2
+        half = head_dim // 2
         arrays = (x.flat(), cos.flat(), sin.flat(), x.runtime.integers(index), result.array)
-        x.runtime.launch_each(rope.rotary_embedding, types, num_pairs, *arrays, num_pairs, num_tokens, num_heads, half)
+        grid, block = batch * num_tokens, whole_warps(num_heads * half)
+        x.runtime.launch(rope.rotary_embedding, types, grid, block, *arrays, num_tokens, num_heads, half)
     return result
 
 

@@ -4,21 +4,29 @@ has run.   Clauses: BK-NCUDA-3, BK-NCUDA-5, BK-NCUDA-17 (specs/backend_numba_cud
 
 from __future__ import annotations
 
+import importlib
+import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ferrum_numba.gpu.decode_graph import StreamGraph, record_on_stream, replays
 from ferrum_numba.gpu.kernel import Kernel, cuda
-from ferrum_numba.simulator import Schedule, Simulator
-from ferrum_numba.simulator.memory import poison
-from ferrum_ref.errors import DeviceError, InternalError
+from ferrum_numba.gpu.pool import BlockPool
+from ferrum_ref.errors import DeviceError, InternalError, ResourceExhaustedError, UnsupportedError
 from ferrum_ref.types.devices import Device
+
+if TYPE_CHECKING:
+    from ferrum_numba.simulator import Schedule
 
 DeviceArray = Any  # numba's DeviceNDArray, or a numpy array under the simulator
 Grid = int | tuple[int, int, int]
+FEW_BLOCKS = 128
 SCALARS = {"int64": int, "float32": np.float32, "float64": np.float64}
 
 
@@ -52,17 +60,31 @@ class Machine(ABC):
         """Memory in use on the device; None if it does not tell."""
         return None
 
+    @cached_property
+    def records_graphs(self) -> bool:
+        """Whether `record` gives more than it was given."""
+        return False
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """What repeats the launches of `run`, which has run before: `run` itself where none are recorded."""
+        return run
+
 
 class SimulatedMachine(Machine):
     """Kernels run by `ferrum_numba.simulator` on host memory; what was never written is NaN, or the largest integer."""
 
-    def __init__(self, schedule: Schedule = Schedule.FORWARDS) -> None:
+    def __init__(self, schedule: Schedule | None = None) -> None:
+        """Blocks and threads forwards where no schedule is given. The simulator needs greenlet; a GPU does not."""
+        from ferrum_numba.simulator import Schedule, Simulator
+        from ferrum_numba.simulator.memory import poison
+
         self.device = Device.CPU
         self.description = "simulator"
-        self.simulator = Simulator(schedule)
+        self.simulator = Simulator(schedule or Schedule.FORWARDS)
+        self._unwritten = poison
 
     def empty(self, count: int, element: np.dtype[Any]) -> DeviceArray:
-        return poison(max(count, 1), element)
+        return self._unwritten(max(count, 1), element)
 
     def upload(self, host: NDArray[Any]) -> DeviceArray:
         return host.copy()
@@ -79,7 +101,11 @@ class SimulatedMachine(Machine):
 
 
 class NvidiaMachine(Machine):
-    """One NVIDIA GPU through numba-cuda, on a stream of its own; each kernel is compiled at its first launch."""
+    """One NVIDIA GPU through numba-cuda, on a stream of its own; each kernel is compiled at its first launch.
+
+    The stream waits for the device's default stream and holds it up, as numba makes streams. Memory comes from a pool:
+    other libraries that read it through `__cuda_array_interface__` keep the tensor until they are done.  [BK-NCUDA-40]
+    """
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -89,14 +115,22 @@ class NvidiaMachine(Machine):
             self._stream = cuda.stream()
             name = cuda.get_current_device().name
         self.description = name.decode() if isinstance(name, bytes) else str(name)
+        from numba.cuda.cudadrv import devicearray, driver
+
+        self._arrays: Any = devicearray.DeviceNDArray
+        self._exhausted = driver.CudaAPIError
+        self._pool = BlockPool(lambda num_bytes: cuda.current_context().memalloc(num_bytes), self._exhausted)
 
     def empty(self, count: int, element: np.dtype[Any]) -> DeviceArray:
+        """Raises ResourceExhaustedError when the GPU has no more memory."""
         with self._gpu:
-            return cuda.device_array(max(count, 1), element, stream=self._stream)
+            return self._lent(max(count, 1), np.dtype(element))
 
     def upload(self, host: NDArray[Any]) -> DeviceArray:
         with self._gpu:
-            return cuda.to_device(host, stream=self._stream)
+            array = self._lent(host.size, host.dtype)
+            array.copy_to_device(host, stream=self._stream)  # pageable memory: read before this returns
+            return array
 
     def download(self, array: DeviceArray) -> NDArray[Any]:
         with self._gpu:
@@ -108,7 +142,13 @@ class NvidiaMachine(Machine):
         with self._gpu:
             if kernel not in self._compiled:
                 self._compiled[kernel] = cuda.jit(kernel.signature)(kernel.function)
-            self._compiled[kernel][grid, block, self._stream, shared_bytes](*arguments)
+            if (math.prod(grid) if isinstance(grid, tuple) else grid) >= FEW_BLOCKS:
+                configured = self._compiled[kernel][grid, block, self._stream, shared_bytes]
+            else:
+                with warnings.catch_warnings():  # numba warns of grids that do not fill a GPU
+                    warnings.simplefilter("ignore")
+                    configured = self._compiled[kernel][grid, block, self._stream, shared_bytes]
+            configured(*arguments)
 
     def synchronize(self) -> None:
         with self._gpu:
@@ -118,6 +158,35 @@ class NvidiaMachine(Machine):
         with self._gpu:
             free, total = cuda.current_context().get_memory_info()
         return int(total) - int(free)
+
+    @cached_property
+    def records_graphs(self) -> bool:
+        """Tried once, with one kernel."""
+        return replays(self)
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        """A CUDA graph of the launches; `run` itself where the driver refuses.  [BK-NCUDA-23]"""
+        driver = importlib.import_module("cuda.bindings.driver")  # numba-cuda needs it too; it has no types
+        try:
+            with self._gpu, cuda.defer_cleanup():  # freeing memory could not be recorded
+                graph = record_on_stream(driver, int(self._stream), run)
+        except UnsupportedError:
+            return run
+        return lambda: self._replay(graph)
+
+    def _replay(self, graph: StreamGraph) -> None:
+        with self._gpu:
+            graph()
+
+    def _lent(self, count: int, element: np.dtype[Any]) -> DeviceArray:
+        """A flat array over a block of the pool, which the block returns to with the array's last view."""
+        num_bytes = count * element.itemsize
+        try:
+            block, give_back = self._pool.take(num_bytes)
+        except self._exhausted as error:
+            raise ResourceExhaustedError(f"numba-cuda: no {num_bytes} bytes left on {self.device}: {error}") from error
+        lent = cuda.MemoryPointer(block.context, block.device_pointer, num_bytes, finalizer=give_back)
+        return self._arrays((count,), (element.itemsize,), element, stream=self._stream, gpu_data=lent)
 
 
 def open_machine(device: str) -> Machine:
@@ -136,12 +205,24 @@ def why_unusable(device: Device) -> str:
     if device.kind != "cuda":
         return "expected cuda, cuda:N or simulator; another backend computes on the CPU: numba-cpu"
     if not cuda.is_available():
+        if cuda.cuda_error() is None and _has_gpu():
+            return (
+                "but numba-cuda finds the GPU and not NVVM, its compiler; install it: pip install nvidia-nvvm, or set "
+                "CUDA_HOME to a CUDA toolkit"
+            )
         told = " ".join(str(cuda.cuda_error() or "no device found").split())
         return f"but numba-cuda finds no usable NVIDIA GPU ({told}); install a driver, or use device 'simulator'"
     count = len(cuda.gpus)
     if device.ordinal is None or device.ordinal >= count:
         return f"expected cuda:0 to cuda:{count - 1}; correct the index"
     return ""
+
+
+def _has_gpu() -> bool:
+    try:
+        return len(cuda.gpus) > 0
+    except cuda.CudaSupportError:
+        return False
 
 
 def usable_devices() -> list[Device]:

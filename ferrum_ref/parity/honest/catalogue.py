@@ -8,9 +8,10 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ferrum_ref.parity.honest import attention, decode, elementwise, exact, linear, norm
-from ferrum_ref.parity.honest.sums import DOTS, TOTALS, Kernel, total_lanes, total_pairwise, total_sequential
+from ferrum_ref.parity.honest import attention, decode, elementwise, exact, linear, norm, packed
+from ferrum_ref.parity.honest.sums import DOTS, TOTALS, Kernel, dot_lanes, total_lanes, total_pairwise, total_sequential
 from ferrum_ref.parity.ops.catalogue import OPERATIONS
+from ferrum_ref.parity.schemes.catalogue import SCHEMES
 from ferrum_ref.types.algorithm import Algorithm
 
 PLAIN = Algorithm()
@@ -55,10 +56,17 @@ def _own() -> Iterator[Honest]:
         yield Honest("linear", name, linear.linear(dot))
         yield Honest("matmul", name, linear.matmul(dot))
         yield Honest("batch_matmul", name, linear.batch_matmul(dot))
+    lanes = Algorithm(partial_sums=16)
+    yield Honest("linear", "16 partial sums", linear.linear(dot_lanes), lanes)
     for packed_format in ("Q4_0", "Q8_0"):
+        run = linear.quantized_linear(packed_format, "16 partial sums")
+        yield Honest(f"quantized_linear_{packed_format.lower()}", "16 partial sums", run, lanes)
         for form in ("unpacked", "sequential", "by blocks", "scale last"):
             run = linear.quantized_linear(packed_format, form)
             yield Honest(f"quantized_linear_{packed_format.lower()}", form, run)
+    for scheme in SCHEMES:
+        for form, algorithm in packed.FORMS.items():
+            yield Honest(f"quantized_linear_{scheme.name}", form, packed.packed_linear(scheme, form), algorithm)
     for (name, total), order in zip(TOTALS.items(), norm.ORDERS, strict=True):
         yield Honest("rms_norm", f"{name}, {order}", norm.rms_norm(total, order))
         yield Honest("rms_norm_residual", f"{name}, {order}", norm.rms_norm_residual(total, order))

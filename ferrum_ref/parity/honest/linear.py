@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import numpy as np
 
 from ferrum_ref.kernels.quant import decode
-from ferrum_ref.parity.honest.sums import F32, Dot, Kernel, dot_sequential, stored, wide
+from ferrum_ref.parity.honest.sums import F32, Dot, Kernel, dot_lanes, dot_sequential, stored, wide
 from ferrum_ref.parity.ops.operation import Inputs
 from ferrum_ref.parity.units import Array
 
 BLOCK = 32
 BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34}
+ORDERS: Mapping[str, Dot] = MappingProxyType({"sequential": dot_sequential, "16 partial sums": dot_lanes})
 
 
 def linear(dot: Dot) -> Kernel:
@@ -51,7 +55,7 @@ def parts_of(packed: Array, packed_format: str) -> tuple[Array, Array]:
 
 
 def quantized_linear(packed_format: str, form: str) -> Kernel:
-    """form: unpacked | sequential | by blocks | scale last (one product with d for each block's sum)."""
+    """form: unpacked, sequential, 16 partial sums, by blocks, or scale last (one product with d a block)."""
     zero = F32(8.0) if packed_format == "Q4_0" else F32(0.0)
 
     def run(inputs: Inputs) -> tuple[Array, ...]:
@@ -61,9 +65,9 @@ def quantized_linear(packed_format: str, form: str) -> Kernel:
             weight = np.asarray(decode(packed_format, np.ascontiguousarray(packed)))
             return stored(inputs, projected(x, weight, np.matmul))
         scales, codes = parts_of(packed, packed_format)
-        if form == "sequential":
+        if form in ORDERS:
             weight = scales[..., None] * (codes - zero)
-            return stored(inputs, projected(x, weight.reshape(packed.shape[0], x.shape[-1]), dot_sequential))
+            return stored(inputs, projected(x, weight.reshape(packed.shape[0], x.shape[-1]), ORDERS[form]))
         rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1] // BLOCK, BLOCK)
         total: Array = np.zeros((rows.shape[0], packed.shape[0]), dtype=F32)
         for block in range(rows.shape[1]):

@@ -52,6 +52,14 @@ def dot_split(a: Array, b: Array, step: int = 16) -> Array:
     return sum(parts[1:], parts[0]) if parts else dot_blas(a, b)
 
 
+def dot_lanes(a: Array, b: Array, lanes: int = 16) -> Array:
+    """Term k goes to running sum k % lanes; these are joined one after the other."""
+    total = np.zeros((*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1]), dtype=a.dtype)
+    for lane in range(min(lanes, a.shape[-1])):
+        total = total + dot_sequential(a[..., lane::lanes], b[..., lane::lanes, :])
+    return total
+
+
 def dot_backwards(a: Array, b: Array) -> Array:
     return dot_sequential(a[..., ::-1], b[..., ::-1, :])
 

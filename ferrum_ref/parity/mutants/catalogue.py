@@ -9,6 +9,7 @@ from ferrum_ref.parity.mutants.elementwise import ACTIVATION, PRIMITIVE
 from ferrum_ref.parity.mutants.linear import LINEAR, QUANTIZED
 from ferrum_ref.parity.mutants.mutant import Mutant
 from ferrum_ref.parity.mutants.norm import NORM
+from ferrum_ref.parity.mutants.packed import PACKED
 from ferrum_ref.parity.mutants.paged import PAGED
 from ferrum_ref.parity.mutants.rope import ROPE
 
@@ -20,6 +21,7 @@ MUTANTS: tuple[Mutant, ...] = (
     *ACTIVATION,
     *LINEAR,
     *QUANTIZED,
+    *PACKED,
     *SAMPLING,
     *PRIMITIVE,
     *EXACT,

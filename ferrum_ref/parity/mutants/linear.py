@@ -14,6 +14,7 @@ from ferrum_ref.parity.honest.sums import F32, dot_blas, dot_sequential, stored,
 from ferrum_ref.parity.mutants.mutant import SIXTEEN_BITS, Mutant
 from ferrum_ref.parity.ops.operation import Inputs
 from ferrum_ref.parity.units import Array
+from ferrum_ref.types.algorithm import Algorithm
 
 Outputs = tuple[Array, ...]
 HONEST = linear(dot_blas)
@@ -218,6 +219,7 @@ LINEAR: tuple[Mutant, ...] = (
     Mutant("linear", "linear", "last of the splits of K lost", split_k_without_last),
     Mutant("linear", "linear", "partial sums stored in 16 bits", partial_sums_stored, SIXTEEN_BITS),
     Mutant("linear", "linear", "result cut instead of rounded", result_cut, SIXTEEN_BITS),
+    Mutant("linear", "linear", "one sum, 16 declared", linear(dot_sequential), ("fp32",), Algorithm(partial_sums=16)),
     Mutant("linear", "matmul", "first matrix of the batch for all", batch_zero_for_all),
 )
 QUANTIZED: tuple[Mutant, ...] = (

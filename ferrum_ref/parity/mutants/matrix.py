@@ -18,7 +18,7 @@ from ferrum_ref.parity.mutants.catalogue import MUTANTS
 from ferrum_ref.parity.mutants.engine import ENGINE_MUTANTS, EngineMutant
 from ferrum_ref.parity.mutants.hand_set import HAND_SET
 from ferrum_ref.parity.mutants.mutant import Mutant
-from ferrum_ref.parity.ops.catalogue import OPERATIONS, operation_named
+from ferrum_ref.parity.ops.catalogue import EVERY, operation_named
 from ferrum_ref.parity.ops.operation import IID, Expected, Inputs, Operation
 from ferrum_ref.parity.runner import FAILED, draw_case, judged
 from ferrum_ref.parity.subject import FunctionSubject
@@ -160,7 +160,7 @@ def honest_matrix(
 ) -> dict[str, FalseAlarms]:
     """By operation: every honest algorithm on every small case, dtype and seed. Pure.  [PA-GUARD-5]"""
     counts = {}
-    names = operations or [operation.name for operation in OPERATIONS]
+    names = operations or [operation.name for operation in EVERY]
     for done, name in enumerate(names, 1):
         counts[name] = _honest_count(operation_named(name), [one for one in HONEST if one.operation == name], seeds)
         progress(done, len(names))

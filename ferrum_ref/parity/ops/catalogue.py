@@ -1,4 +1,4 @@
-"""All operations under judgement, in the order of the table.  Clause: PA-CASE-1."""
+"""All operations under judgement, in the order of the table.  Clauses: PA-CASE-1, PA-SCHEME-1."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ferrum_ref.parity.ops.elementwise import Add, Div, Mul, Relu, Sub
 from ferrum_ref.parity.ops.linear import Linear, MatMul
 from ferrum_ref.parity.ops.norm import LayerNorm, RmsNorm, RmsNormResidual, TensorRmsNorm
 from ferrum_ref.parity.ops.operation import Operation
+from ferrum_ref.parity.ops.packed import PACKED
 from ferrum_ref.parity.ops.paged import PagedAttention, WriteKv
 from ferrum_ref.parity.ops.position import RotaryEmbedding
 from ferrum_ref.parity.ops.quantized import QuantizedLinearQ4, QuantizedLinearQ8
@@ -60,12 +61,16 @@ OPERATIONS: tuple[Operation, ...] = (
     SoftmaxAsync(),
     DecodeStep(),
 )
+"""The contract's methods, `quantized_linear` in upstream's two schemes."""
+
+EVERY: tuple[Operation, ...] = (*OPERATIONS, *PACKED)
+"""With this project's further schemes of `quantized_linear`, which a backend may or may not list."""
 
 
 def operation_named(name: str) -> Operation:
     """The operation called `name`. Raises InvalidParameterError for an unknown name."""
-    for operation in OPERATIONS:
+    for operation in EVERY:
         if operation.name == name:
             return operation
-    known = ", ".join(operation.name for operation in OPERATIONS)
+    known = ", ".join(operation.name for operation in EVERY)
     raise InvalidParameterError(f"parity: operation {name!r} is unknown; expected one of {known}")

@@ -1,7 +1,6 @@
 """A decode backend: a prefill handed over, then one token after another, against the float64 decoder's logits.
 
-Bounds propagated through layers say nothing, so the bound is the noise floor, as for whole models: what plain runs in
-the same storage type lose, twice.  Clause: PA-DECODE-1..2.
+The bounds are those of its operations, carried through it by the derivatives of the logits.  Clauses: PA-DECODE-1..3.
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.interfaces.decode_backend import DecodeBackend
 from ferrum_ref.interfaces.transformer import TransformerConfig, TransformerWeights
 from ferrum_ref.parity.ops import bridge, draws
-from ferrum_ref.parity.ops.decode_weights import EPS, ArrayWeights, decoded, linear_reversed
+from ferrum_ref.parity.ops.decode_bound import DecodeBound
+from ferrum_ref.parity.ops.decode_weights import EPS, ArrayWeights, decoded
 from ferrum_ref.parity.ops.operation import Case, Expected, Inputs, Operation, case
-from ferrum_ref.parity.units import Array, Storage
+from ferrum_ref.parity.units import Array, Storage, confidence_factor
 from ferrum_ref.types.algorithm import Algorithm
 
-FLOOR_FACTOR = 2.0  # by definition: an honest run stays within twice the loss of another
-FLOAT32 = np.dtype(np.float32)
 MakeDecode = Callable[[ComputeBackend, TransformerWeights, int], DecodeBackend]
 
 
@@ -96,16 +94,11 @@ class DecodeStep(Operation):
         config, start, tokens = config_of(inputs), inputs.settings["start"], inputs.settings["tokens"]
         wide = {name: inputs.exact(name) for name in inputs.arrays}
         value = decoded(config, wide, tokens, start)
-        stored = dict(inputs.arrays)
-        with np.errstate(invalid="ignore"):
-            floors = (
-                decoded(config, stored, tokens, start),
-                decoded(config, stored, tokens, start, linear_reversed),
-                decoded(config, stored, tokens, start, residual_dtype=FLOAT32),
-            )
-        floor = max(float(np.max(np.abs(one.astype(np.float64) - value), initial=0.0)) for one in floors)
-        bound = FLOOR_FACTOR * floor + inputs.storage.unit * np.abs(value)
-        return [Expected("logits", value, ("step", "token"), inputs.storage.numpy_dtype, bound)]
+        worst, spread, (factor, varies) = DecodeBound(config, wide, inputs.storage, algorithm).errors(tokens, start)
+        probable = np.minimum(worst, confidence_factor(1, value.size) * spread)
+        factor = min(factor, confidence_factor(1, 1) * varies)
+        axes = ("step", "token")
+        return [Expected("logits", value, axes, inputs.storage.numpy_dtype, worst, prob=probable, factor=factor)]
 
 
 def config_of(inputs: Inputs) -> TransformerConfig:

@@ -82,7 +82,8 @@ class Expected:
     """One output: its float64 value (or exact integers), its axes by name, and what may be told from it.
 
     det, prob, sharp: the bounds of the tiers that apply; no det bound means bit for bit. reach: how far a single
-    stored result may lie from the value, for the statistical tier. choice: which indices are admissible, instead of one
+    stored result may lie from the value, and factor: how far from 1 a factor that all results share may lie, for the
+    statistical tier. choice: which indices are admissible, instead of one
     value; law: from which distribution they come.
     """
 
@@ -97,6 +98,7 @@ class Expected:
     storage: Storage | None = None
     choice: Choice | None = None
     law: Law | None = None
+    factor: float | None = None
 
 
 class Operation(ABC):

@@ -18,7 +18,7 @@ from ferrum_ref.errors import FerrumError, RequestValidationError
 END, BEGIN = 256, 257  # the tokens after the 256 bytes; the tokenizer puts BEGIN before a plain prompt
 SPEED = re.compile(
     r"\d+ prompt tokens, \d+ generated; first token after \d+\.\d\d s, then (\d+\.\d tokens/s|no rate)"
-    r" \(numpy on cpu; ended by (EOS|Length|Stop)\)\n"
+    r" \(numpy on cpu, decoded by kernels; ended by (EOS|Length|Stop)\)\n"
 )
 
 
@@ -96,6 +96,7 @@ def test_the_streamed_text_is_the_greedy_continuation(model: Any, capsys: Any, p
         "finish_reason": "EOS" if expected[-1] == END else "Length",
         "prompt_tokens": 1 + len(prompt.encode()),
         "completion_tokens": len(expected),
+        "decode": "kernels",
     }
 
 
@@ -220,6 +221,115 @@ def test_the_speed_line_counts_the_tokens_after_the_first() -> None:
     answer = generate.Answer("x", tuple(range(11)), "EOS", 7, started_s=1.0, first_s=3.5, last_s=5.5)
     loaded: Any = Loaded
     assert answer.speed(loaded) == (
-        "7 prompt tokens, 11 generated; first token after 2.50 s, then 5.0 tokens/s (numpy on cpu; ended by EOS)"
+        "7 prompt tokens, 11 generated; first token after 2.50 s, then 5.0 tokens/s"
+        " (numpy on cpu, decoded by kernels; ended by EOS)"
     )
+    answer.decode = "step"
+    assert "(numpy on cpu, decoded by step; ended by EOS)" in answer.speed(loaded)
     assert "no rate" in generate.Answer("x", (1,), "EOS", 7, 1.0, 3.5, 3.5).speed(loaded)
+
+
+class Steps:
+    """Counts the steps of every backend that numba-cpu or torch makes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, kind: type[Any]) -> None:
+        self.count = 0
+        plain = kind.decode_step
+
+        def counted(this: Any, token_id: int, position: int, cache_key: str) -> Any:
+            self.count += 1
+            return plain(this, token_id, position, cache_key)
+
+        monkeypatch.setattr(kind, "decode_step", counted)
+
+
+def decode_backend(name: str) -> type[Any]:
+    """The class of a backend's decode step; skips where the backend cannot be had."""
+    module, kind = {
+        "torch": ("ferrum_torch.decode", "TorchDecodeBackend"),
+        "numba-cpu": ("ferrum_numba.cpu.decode", "NumbaDecodeBackend"),
+    }[name]
+    found: type[Any] = getattr(pytest.importorskip(module), kind)
+    return found
+
+
+@pytest.mark.clause("EN-GENERATE-5", "LM-LOAD-5")
+@pytest.mark.parametrize("backend", ["torch", "numba-cpu"])
+@pytest.mark.parametrize(
+    ("options", "decode"), [([], "step"), (["--decode", "step"], "step"), (["--decode", "kernels"], "kernels")]
+)
+def test_what_decodes_the_tokens(
+    model: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch, backend: str, options: list[str], decode: str
+) -> None:
+    path, tiny = model
+    steps = Steps(monkeypatch, decode_backend(backend))
+    out, err = said(capsys, path, "Hello", "--backend", backend, "--max-tokens", 20, "--json", *options)
+    found = json.loads(out)
+    assert found["token_ids"] == greedy(tiny, [BEGIN, *b"Hello"], 20)
+    assert found["decode"] == decode
+    assert f"({backend} on cpu, decoded by {decode}; ended by" in err
+    assert steps.count == (len(found["token_ids"]) - 1 if decode == "step" else 0)
+
+
+@pytest.mark.clause("EN-GENERATE-3", "EN-GENERATE-5")
+def test_a_prompt_of_many_chunks_is_stepped_after(model: Any, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """41 tokens of prompt, 8 a forward: the last one alone, which is the first step."""
+    path, tiny = model
+    steps = Steps(monkeypatch, decode_backend("torch"))
+    monkeypatch.setattr(generate, "STEP_TOKENS", 8)
+    found = json.loads(said(capsys, path, "x" * 40, "--backend", "torch", "--max-tokens", 9, "--json")[0])
+    assert found["token_ids"] == greedy(tiny, [BEGIN, *b"x" * 40], 9)
+    assert steps.count == len(found["token_ids"])
+    options = ("Hi", "--backend", "torch", "--temperature", 1.5, "--seed", 4, "--json", "--max-tokens", 20)
+    assert said(capsys, path, *options)[0] == said(capsys, path, *options)[0]
+
+
+@pytest.mark.clause("EN-GENERATE-6", "LM-LOAD-5")
+def test_a_step_that_is_not_offered(model: Any, capsys: Any) -> None:
+    assert main.main(["generate", str(model[0]), "x", "--decode", "step"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert "backend 'numpy' offers no decode step" in captured.err
+    assert "--decode kernels" in captured.err
+    assert json.loads(said(capsys, model[0], "x", "--max-tokens", 1, "--json")[0])["decode"] == "kernels"
+
+
+@pytest.mark.clause("EN-GENERATE-5", "EN-GENERATE-6", "LM-LOAD-5")
+def test_a_model_beyond_the_step_is_decoded_by_kernels(model: Any, capsys: Any, tmp_path: Any) -> None:
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((model[0] / name).read_bytes())
+    config = json.loads((model[0] / "config.json").read_text())
+    config["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    words = (tmp_path, "Hello", "--backend", "torch", "--max-tokens", 5)
+    assert json.loads(said(capsys, *words, "--json")[0])["decode"] == "kernels"
+    assert main.main(["generate", *map(str, words), "--decode", "step"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert "'llama' with rope:" in captured.err
+
+
+@pytest.mark.clause("EN-GENERATE-5")
+def test_another_word_for_decode_is_refused(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main.main(["generate", "m", "x", "--decode", "fast"])
+    assert caught.value.code == 2
+    assert "invalid choice: 'fast'" in capsys.readouterr().err
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.clause("EN-GENERATE-5", "LM-LLM-12")
+@pytest.mark.parametrize("options", [[], ["--packed"]])
+def test_smollm2_says_the_same_by_steps_and_by_kernels(smollm2_path: Any, capsys: Any, options: list[str]) -> None:
+    """On numpy, torch and numba-cpu; packed weights are stepped by numba-cpu alone."""
+    pytest.importorskip("numba")
+    words = (smollm2_path, "The capital of France is", "--max-tokens", 16, "--json", *options)
+    wanted = json.loads(said(capsys, *words)[0])
+    for backend, stepped in (("torch", not options), ("numba-cpu", True)):
+        for decode in ("kernels", "auto"):
+            found = json.loads(said(capsys, *words, "--backend", backend, "--decode", decode)[0])
+            assert found.pop("decode") == ("step" if stepped and decode == "auto" else "kernels")
+            assert found == {key: value for key, value in wanted.items() if key != "decode"}

@@ -11,8 +11,13 @@ import pytest
 
 from ferrum_ref.errors import InvalidParameterError, UnsupportedError
 from ferrum_ref.interfaces.transformer import TransformerConfig, TransformerWeights
+from ferrum_ref.interfaces.weight_parts import DecoderMatrix
+from ferrum_ref.kernels.quant import encode
+from ferrum_ref.kernels.quant_matrix import RowMatrix
 from ferrum_ref.models.decoder import Decoder
 from ferrum_ref.models.decoder_weights import read_decoder_weights
+from ferrum_ref.models.matrix import PackedWeight
+from ferrum_ref.models.matrix_reader import packed_part
 from ferrum_ref.models.transformer_weights import DecoderTransformerWeights, QkNorms
 from ferrum_ref.plugins import load_backend
 from ferrum_ref.types.devices import DataType
@@ -225,3 +230,56 @@ def test_the_real_checkpoint(smollm2_path: Path) -> None:
         assert weights.layer_qkv_weight(29).shape() == ((9 + 2 * 3) * 64, 576)
         k_rows = checkpoint.read("model.layers.29.self_attn.k_proj.weight")
         np.testing.assert_array_equal(weights.layer_qkv_weight(29).to_numpy()[576 : 576 + 192], k_rows)
+
+
+DENSE = {
+    DecoderMatrix.EMBED: ("embed_weight", ()),
+    DecoderMatrix.QKV: ("layer_qkv_weight", (1,)),
+    DecoderMatrix.OUTPUT: ("layer_o_weight", (1,)),
+    DecoderMatrix.GATE_UP: ("layer_gate_up_weight", (1,)),
+    DecoderMatrix.DOWN: ("layer_down_weight", (1,)),
+    DecoderMatrix.LM_HEAD: ("lm_head_weight", ()),
+}
+
+
+@pytest.mark.clause("TW-PARTS-1", "TW-PARTS-3")
+def test_a_dense_matrix_is_one_part(tiny_llama: Any) -> None:
+    weights = weights_of(tiny_llama(), dtype=DataType.FP16)
+    assert set(DENSE) == set(DecoderMatrix)
+    for matrix, (name, layer) in DENSE.items():
+        tensor = getattr(weights, name)(*layer)
+        for parts in (weights.matrix_parts(matrix, 1), TransformerWeights.matrix_parts(weights, matrix, 1)):
+            assert len(parts) == 1
+            assert parts[0].tensor is tensor
+            assert parts[0].scheme is None
+            assert parts[0].shape == tensor.shape()
+    assert weights.element_type() is TransformerWeights.element_type(weights) is DataType.FP16
+
+
+@pytest.mark.clause("TW-PARTS-2", "TW-PARTS-3")
+def test_packed_matrices_are_handed_out_as_they_lie(tiny_llama: Any) -> None:
+    tiny, backend = tiny_llama(), load_backend("numpy")
+    read, factory = read_decoder_weights(tiny, backend), backend.tensor_factory()
+
+    def packed(*named: tuple[str, int]) -> PackedWeight:
+        stored = [RowMatrix(encode(name, np.ones((rows, 32), np.float32)), name) for name, rows in named]
+        parts = tuple(packed_part(each, factory) for each in stored)
+        return PackedWeight(parts, DataType.BF16, backend.tensor_ops(), factory)
+
+    table, qkv = packed(("Q8_0", 97)), packed(("Q4_1", 32), ("Q5_0", 16), ("F16", 16))
+    layers = tuple(dataclasses.replace(layer, qkv=qkv) for layer in read.layers)
+    changed = dataclasses.replace(read, embedding=table, lm_head=table, layers=layers)
+    weights = DecoderTransformerWeights(tiny.config, changed, backend)
+    parts = weights.matrix_parts(DecoderMatrix.QKV, 2)
+    assert [part.shape for part in parts] == [(32, 32), (16, 32), (16, 32)]
+    assert [part.scheme.kind for part in parts] == ["q4_1", "q5_0", "f16"]
+    assert all(part.tensor is own.tensor for part, own in zip(parts, qkv.parts, strict=True))
+    (embedding,), (head,) = (weights.matrix_parts(each) for each in (DecoderMatrix.EMBED, DecoderMatrix.LM_HEAD))
+    assert embedding.tensor is head.tensor is table.parts[0].tensor
+    assert weights.element_type() is DataType.BF16
+    for name, layer in (DENSE[DecoderMatrix.QKV], DENSE[DecoderMatrix.EMBED], DENSE[DecoderMatrix.LM_HEAD]):
+        with pytest.raises(UnsupportedError, match=rf"{name}: got a packed matrix .* take matrix_parts"):
+            getattr(weights, name)(*layer)
+    for layer in (-1, 3):
+        with pytest.raises(InvalidParameterError, match=rf"matrix_parts: layer must be in \[0, 3\), got {layer}"):
+            weights.matrix_parts(DecoderMatrix.DOWN, layer)

@@ -147,3 +147,33 @@ def test_a_quotient_errs_by_its_claim(a: float, b: float) -> None:
         assert abs(got - exact[0]) <= quotient_error(MODEL, exact)[0]
     sloppy = quotient_error(ErrorModel(Algorithm(div_ulp=2.0), FP32), np.array([1.0]))
     assert sloppy[0] == pytest.approx(4 * UNIT, rel=1e-6)
+
+
+@pytest.mark.clause("PA-DOT-4")
+def test_declared_partial_sums_meet_fewer_additions() -> None:
+    """ceil(n / p) - 1 within one, p - 1 where they are joined, never more than n - 1."""
+    for parts, terms, additions in ((1, 100, 99), (16, 256, 15 + 15), (16, 250, 15 + 15), (16, 17, 16), (4, 3, 2)):
+        assert ErrorModel(Algorithm(partial_sums=parts), FP32).additions(terms) == additions
+
+
+@pytest.mark.clause("PA-DOT-4")
+@pytest.mark.parametrize("backend", ["numba-cpu"])
+def test_a_kernel_in_vector_lanes_is_tight_once_it_declares_them(backend: str) -> None:
+    """Sixteen running sums or more: without the declaration its fp32 cell lies below the floor of 0.05."""
+    pytest.importorskip("numba")
+    from ferrum_numba.cpu.lanes import LANES
+
+    from ferrum_ref.parity.ops.catalogue import operation_named
+    from ferrum_ref.parity.tightness import is_tight
+    from ferrum_ref.plugins import load_backend
+
+    operation, chosen = operation_named("quantized_linear_q4_0"), load_backend(backend)
+    index = next(place for place, case in enumerate(operation.cases) if case.probe == "lost terms")
+    inputs = draw_case(operation, FP32, index, 0)
+    (got,) = operation.call(chosen, inputs)
+    ratios = []
+    for parts in (1, 2 * LANES):
+        (expected,) = operation.expect(inputs, Algorithm(partial_sums=parts))
+        ratios.append(float(np.max(np.abs(got - expected.value) / expected.det)))
+    assert not is_tight(operation.name, "fp32", ratios[0])
+    assert is_tight(operation.name, "fp32", ratios[1])

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ferrum_ref.cli.parity_model import forward_of
+from ferrum_ref.cli.parity_model import judge_decoder, reference_runs
 from ferrum_ref.errors import UnsupportedError
 from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.models.config import DecoderConfig
 from ferrum_ref.models.decoder import Decoder
-from ferrum_ref.models.decoder_rope import rope_tables
 from ferrum_ref.models.decoder_weights import read_decoder_weights
+from ferrum_ref.models.rope_config import RopeSettings
 from ferrum_ref.models.tensor_names import expected_tensors
 from ferrum_ref.numpy_backend import make_backend
-from ferrum_ref.parity.model import FLOOR_FACTOR, GrowingKv, ModelVerdict, judge_model
+from ferrum_ref.parity.model import FLOOR_FACTOR, ModelVerdict, compared_points
 from ferrum_ref.parity.model_report import model_as_json, model_lines, model_table
-from ferrum_ref.parity.model_trace import FLOOR, WIDE, Arithmetic, trace_model
+from ferrum_ref.parity.model_trace import Deviation, Trace
+from ferrum_ref.parity.wide.arithmetic import Arithmetic
 
 Array = np.ndarray[Any, Any]
 CONFIG = DecoderConfig(
@@ -66,56 +67,7 @@ def verdict_on(decoded: Tensors, backend: ComputeBackend | None = None, num_gene
     """The judge holds the true weights, the decoder those of `decoded`."""
     chosen = backend or make_backend()
     decoder = Decoder(CONFIG, read_decoder_weights(decoded, chosen, num_threads=1), chosen)
-    tables = rope_tables(CONFIG.head_dim, len(PROMPT) + num_generated, CONFIG.rope_theta)
-    return judge_model(random_weights(), tables, forward_of(decoder), lambda: GrowingKv(chosen), PROMPT, num_generated)
-
-
-def wide_rms_norm(module: Any, x: Any) -> Any:
-    import torch
-
-    return torch.nn.functional.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
-
-
-@pytest.mark.clause("PA-MODEL-1", "PA-MODEL-2")
-def test_the_float64_run_is_the_one_of_transformers() -> None:
-    """Layer by layer, to the float64 noise: the float32 floor scaled by the ratio of the units."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    weights = random_weights()
-    settings = transformers.LlamaConfig(
-        vocab_size=CONFIG.vocab_size,
-        hidden_size=CONFIG.hidden_size,
-        intermediate_size=CONFIG.intermediate_size,
-        num_hidden_layers=CONFIG.num_layers,
-        num_attention_heads=CONFIG.num_heads,
-        num_key_value_heads=CONFIG.num_kv_heads,
-        head_dim=CONFIG.head_dim,
-        max_position_embeddings=64,
-        rms_norm_eps=CONFIG.rms_norm_eps,
-        tie_word_embeddings=True,
-        attn_implementation="sdpa",
-    )
-    model = transformers.LlamaForCausalLM(settings).double().eval()
-    missing = model.load_state_dict(
-        {name: torch.from_numpy(tensor).double() for name, tensor in weights.tensors.items()}, strict=False
-    )
-    assert missing.missing_keys in ([], ["lm_head.weight"])
-    for module in model.modules():  # theirs goes through float32 even in a float64 model
-        if type(module).__name__ == "LlamaRMSNorm":
-            module.forward = functools.partial(wide_rms_norm, module)
-    with torch.no_grad():
-        ids = torch.tensor([PROMPT])
-        cos, sin = model.model.rotary_emb(torch.zeros(1, 1, 1, dtype=torch.float64), torch.arange(len(PROMPT))[None])
-        out = model(ids, output_hidden_states=True)
-    half = CONFIG.head_dim // 2
-    tables = tuple(table[0, :, :half].double().numpy() for table in (cos, sin))
-    traced = dict(trace_model(weights, PROMPT, tables, (WIDE, *FLOOR)))
-    wanted = {"embedding": out.hidden_states[0], "layers.0.hidden": out.hidden_states[1]}
-    wanted |= {"layers.1.hidden": out.hidden_states[2], "final_norm": out.hidden_states[3], "logits": out.logits}
-    for name, tensor in wanted.items():
-        theirs, (ours, *floors) = tensor[0].numpy(), traced[name]
-        floor = max(np.linalg.norm(one - ours) for one in floors) * 2.0**-29
-        assert np.linalg.norm(theirs - ours) <= 2 * FLOOR_FACTOR * floor, name
+    return judge_decoder(decoder, random_weights(), PROMPT, num_generated)
 
 
 @pytest.mark.clause("PA-MODEL-1", "PA-MODEL-2", "PA-MODEL-3", "PA-MODEL-4", "PA-MODEL-5")
@@ -184,6 +136,11 @@ def test_the_report_names_first_worst_and_last_layer_and_is_json() -> None:
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert document["status"] == "passed"
     assert len(document["layers"]) == 3
+    assert document["rows"] == {"compared": verdict.num_rows, "all": verdict.num_rows}
+    assert "rows" not in " ".join(model_lines(verdict)).split("best token")[0]
+    fewer = replace(verdict, num_compared_rows=2)
+    assert f"compared: 2 of {verdict.num_rows} rows" in "\n".join(model_lines(fewer))
+    assert any("nothing could be compared" in fault for fault in replace(verdict, num_compared_rows=0).faults)
 
 
 @pytest.mark.clause("PA-MODEL-2")
@@ -197,9 +154,61 @@ def test_the_second_floor_run_adds_up_the_other_way_round() -> None:
     assert (forwards.linear(x, weight) != backwards.linear(x, weight)).any()
 
 
-def test_what_the_float64_run_does_not_offer_is_said() -> None:
+@pytest.mark.clause("PA-MODEL-7")
+def test_positions_whose_tables_depend_on_the_length_so_far_are_refused() -> None:
+    rope = RopeSettings(rotary_dim=8, theta=1e4, kind="dynamic", factor=2.0, original_positions=12)
+    grown = replace(CONFIG, rope=rope)
+    weights = Tensors(grown, random_weights().tensors)
+    backend = make_backend()
+    decoder = Decoder(grown, read_decoder_weights(weights, backend, num_threads=1), backend)
+    assert judge_decoder(decoder, weights, PROMPT, 4).passed
+    with pytest.raises(UnsupportedError, match="13 tokens with rope_type 'dynamic'"):
+        judge_decoder(decoder, weights, PROMPT, 5)
+
+
+@pytest.mark.clause("PA-WIDE-3", "PA-WIDE-4")
+def test_one_copy_of_the_weights_as_they_are_stored_serves_all_three_runs() -> None:
     weights = random_weights()
-    weights.config = DecoderConfig(**{**{f: getattr(CONFIG, f) for f in CONFIG.__slots__}, "attention_bias": True})
-    tables = rope_tables(CONFIG.head_dim, 8, CONFIG.rope_theta)
-    with pytest.raises(UnsupportedError, match="biases"):
-        next(trace_model(weights, PROMPT, tables, (WIDE,)))
+    runs = reference_runs(weights, 16)
+    observed: list[dict[str, Array]] = []
+    for run in (runs.wide, *runs.floors):
+        seen: dict[str, Array] = {}
+        run.observed(PROMPT, lambda name, tensor, seen=seen: seen.update({name: tensor.to_numpy()}))  # type: ignore[misc]
+        observed.append(seen)
+    assert [seen["layers.0.hidden"].dtype.name for seen in observed] == ["float64", "float32", "float32"]
+    table = weights.tensors["model.embed_tokens.weight"][PROMPT]
+    assert all((seen["embedding"] == table).all() for seen in observed)
+
+
+def routed(exact: list[int], floor: list[int], got: list[int], far: float = 0.0) -> tuple[list[Any], int]:
+    """Five rows through one router; from its row on, whoever goes to another expert is off by 1 and not by 1e-7."""
+    name, values = "layers.0.router", {"embedding": np.ones((5, 2)), "layers.0.router": np.ones((5, 3))}
+    values |= {"layers.0.routed": np.ones((5, 2)), "logits": np.ones((5, 2))}
+
+    def deviation(chosen: list[int], at_router: float) -> Deviation:
+        other = np.maximum.accumulate(np.array(chosen) != np.array(exact))
+        squares = {point: np.where(other, 1.0, 1e-14) for point in values}
+        squares["embedding"], squares[name] = np.full(5, 1e-14), np.full(5, 1e-14 + at_router)
+        return Deviation(squares, {name: np.array(chosen)[:, None]}, np.ones((5, 2)))
+
+    trace = Trace(values, {name: np.array(exact)[:, None]})
+    return compared_points(trace, [deviation(floor, 0.0)], deviation(got, far))
+
+
+@pytest.mark.clause("PA-MODEL-6")
+def test_rows_that_float32_sends_to_other_experts_are_left_out() -> None:
+    same = [0, 1, 2, 0, 1]
+    assert routed(same, same, same)[1] == 5
+    points, num_rows = routed(same, [0, 1, 2, 2, 1], same)  # the floor itself decides otherwise
+    assert num_rows == 3
+    assert points[-1].floor < 1e-6
+    points, num_rows = routed(same, same, [0, 1, 0, 0, 1])  # the judged run does, from router logits on the floor
+    assert num_rows == 2
+    assert all(point.inside for point in points)
+
+
+@pytest.mark.clause("PA-MODEL-6")
+def test_another_expert_is_no_excuse_for_router_logits_off_the_floor() -> None:
+    points, num_rows = routed([0, 1, 2, 0, 1], [0, 1, 2, 0, 1], [0, 1, 0, 0, 1], far=1.0)
+    assert num_rows == 5
+    assert [point.name for point in points if not point.inside] == ["layers.0.router", "layers.0.routed", "logits"]

@@ -26,7 +26,7 @@ def test_the_defaults_describe_plain_float32_code_and_cannot_be_changed() -> Non
     assert len({Algorithm(), Algorithm(), Algorithm(key_block=16)}) == 2
 
 
-@pytest.mark.clause("PA-ALGORITHM-1")
+@pytest.mark.clause("PA-ALGORITHM-1", "PA-ALGORITHM-3")
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -35,6 +35,8 @@ def test_the_defaults_describe_plain_float32_code_and_cannot_be_changed() -> Non
         {"reduction": "tree"},
         {"reduction_depth": 4},
         {"reduction": "tree", "reduction_depth": -1},
+        {"partial_sums": 0},
+        {"reduction": "tree", "reduction_depth": 4, "partial_sums": 2},
         {"key_block": 0},
         {"extra_roundings": -1},
         {"exponent_roundings": -1},

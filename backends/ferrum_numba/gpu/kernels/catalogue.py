@@ -13,6 +13,7 @@ from ferrum_numba.gpu.kernels import (
     argmax,
     attention,
     copy,
+    decode,
     elementwise,
     gemm,
     gemv,
@@ -29,12 +30,16 @@ Maker = Callable[..., Kernel]
 
 
 OF_ONE: tuple[Maker, ...] = (softmax.softmax, argmax.argmax, attention.attention, attention.merge, sampling.sample)
-OF_TWO: tuple[Maker, ...] = (norm.rms_norm, norm.rms_norm_residual, norm.layer_norm, rope.rotary_embedding)
+OF_TWO: tuple[Maker, ...] = (
+    *(norm.rms_norm, norm.rms_norm_residual, norm.layer_norm),
+    *(rope.rotary_embedding, decode.turn_and_store),
+)
 OF_BITS: tuple[Maker, ...] = (copy.gather_strided, copy.copy_runs, copy.copy_rows, copy.fill)
 
 
 def kernels() -> Iterator[Made]:
     """(name, kernel) with names like "rms_norm bf16 fp32", all different. Pure."""
+    yield _made(decode.place_cursor)
     for x in STORAGES.values():
         for make in OF_ONE:
             yield _made(make, x)

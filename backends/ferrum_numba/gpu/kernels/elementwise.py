@@ -120,7 +120,11 @@ def binary(name: str, a: Storage, b: Storage, y: Storage) -> Kernel:
     def binary(left: Any, right: Any, target: Any, count: int, left_count: int, right_count: int) -> None:
         index = cuda.grid(1)
         if index < count:
-            value = function(load_left(left, index % left_count), load_right(right, index % right_count))
-            store(target, index, value)
+            left_index, right_index = index, index
+            if left_count != count:  # a division costs more than the rest
+                left_index = index % left_count
+            if right_count != count:
+                right_index = index % right_count
+            store(target, index, function(load_left(left, left_index), load_right(right, right_index)))
 
     return binary

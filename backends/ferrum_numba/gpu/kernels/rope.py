@@ -1,4 +1,4 @@
-"""Rotary position embedding: one thread for each pair.   Clause: BK-NCUDA-11 (specs/backend_numba_cuda.md)."""
+"""Rotary position embedding: one block for each token.   Clause: BK-NCUDA-11 (specs/backend_numba_cuda.md)."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ def rotary_embedding(x: Storage, t: Storage) -> Kernel:
     """
     load, store, load_table = x.load, x.store, t.load
 
-    @kernel(x.array, t.array, t.array, INTEGERS, x.array, INTEGER, INTEGER, INTEGER, INTEGER)
+    @kernel(x.array, t.array, t.array, INTEGERS, x.array, INTEGER, INTEGER, INTEGER)
     def rotary_embedding(
         source: Any,
         cos: Any,
         sin: Any,
         positions: Any,
         target: Any,
-        num_pairs: int,
         num_tokens: int,
         num_heads: int,
         half: int,
     ) -> None:
-        index = cuda.grid(1)
-        if index < num_pairs:
-            pair, head = index % half, index // half
-            place = positions[head // num_heads % num_tokens] * half + pair
-            c, s = load_table(cos, place), load_table(sin, place)
-            first = head * 2 * half + pair
+        table = positions[cuda.blockIdx.x % num_tokens] * half
+        start = cuda.blockIdx.x * num_heads * 2 * half
+        for index in range(cuda.threadIdx.x, num_heads * half, cuda.blockDim.x):
+            head = index // half
+            pair = index - head * half
+            first = start + head * half + index  # the pair of this head: 2 half head + pair
             a, b = load(source, first), load(source, first + half)
+            c, s = load_table(cos, table + pair), load_table(sin, table + pair)
             store(target, first, a * c - b * s)
             store(target, first + half, b * c + a * s)
 

@@ -44,5 +44,5 @@ def test_other_head_sizes(head_dim: int) -> None:
 def test_sixteen_bytes_move_in_one_instruction() -> None:
     for name in ("norms", "pointwise", "attention"):
         assert re.search(
-            r"ld\.global(\.nc)?(\.\w+)*\.v4\.u?[bfu]?32|ld\.global\.v4", ptx(name, 90, STORAGE=2, HEAD_DIM=128)
+            r"ld\.global(\.nc)?(\.[\w:]+)*\.v4\.u?[bfu]?32|ld\.global\.v4", ptx(name, 90, STORAGE=2, HEAD_DIM=128)
         )

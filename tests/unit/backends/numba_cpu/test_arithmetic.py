@@ -239,6 +239,24 @@ def test_arithmetic_broadcasts_and_names_what_does_not_fit(ops: Any, kernels: An
         kernels.norm_ops().rms_norm(tensor(np.ones((2, 3))), tensor(np.ones(2)), 1e-5)
 
 
+@pytest.mark.clause("BK-NCPU-21", "TN-ASYNC-4")
+def test_closed_operations_start_nothing(backend: Any, tensor: Any) -> None:
+    import asyncio
+
+    x = tensor(np.ones((2, 2)))
+    with backend.async_tensor_ops() as ops:
+        assert asyncio.run(ops.matmul_async(x, x)).to_numpy().tolist() == [[2.0, 2.0], [2.0, 2.0]]
+    ops.close()
+    for start, words in (
+        (lambda: ops.softmax_async(x, 1), "softmax_async"),
+        (lambda: ops.matmul_async(x, x), "matmul_async"),
+        (lambda: ops.synchronize(), "synchronize"),
+    ):
+        with pytest.raises(BackendError, match=f"{words}: .*have been closed"):
+            asyncio.run(start())
+    assert ops.matmul(x, x).to_numpy().tolist() == [[2.0, 2.0], [2.0, 2.0]]
+
+
 @pytest.mark.clause("BK-NCPU-21")
 def test_lists_and_awaited_operations(backend: Any, tensor: Any) -> None:
     import asyncio

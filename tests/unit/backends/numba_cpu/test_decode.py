@@ -204,7 +204,7 @@ def test_quantised_weights_are_exact_for_what_they_became(
 @pytest.mark.clause("BK-NCPU-19")
 def test_formats_that_do_not_fit(backend: Any, tensor: Any) -> None:
     arrays = drawn(3)
-    with pytest.raises(InvalidParameterError, match="expected one of float32, int8, q8_0, q4_0"):
+    with pytest.raises(InvalidParameterError, match="expected one of stored, float32, int8, q8_0, q4_0"):
         backend.make_decode_backend(Weights(arrays, tensor), weights_format="q5_0")
     arrays["head"] = arrays["head"][:, :40].copy()
     with pytest.raises(ShapeError, match="whole blocks of 32"):
@@ -265,16 +265,16 @@ def test_workers_may_come_one_after_another(
 @pytest.mark.clause("BK-NCPU-18")
 def test_a_worker_waits_for_tasks_that_others_have_taken() -> None:
     """A phase of two tasks: another worker has taken the first and not finished it."""
-    from ferrum_numba.cpu.matrices import multiply_rows
-    from ferrum_numba.cpu.stepping import COUNTER_BYTES, MATRIX_FIELDS, project
+    from ferrum_numba.cpu.packing import stored
+    from ferrum_numba.cpu.stepping import COUNTER_BYTES, project
 
     weight, x, out = np.eye(32, dtype=np.float32), np.arange(32, dtype=np.float32), np.zeros(32, np.float32)
-    matrix = np.zeros(MATRIX_FIELDS, np.int64)
-    matrix[:] = [weight.ctypes.data, 0, weight.strides[0], 0, 32, 32, 0, 16]
+    part = np.array([*stored(weight, "stored").fields(), 0, 32])
+    matrix = np.array([part.ctypes.data, 1, 32, 32, 0, 16])
     counters = np.zeros(COUNTER_BYTES // 8, np.int64)
     counters[0] = 1  # taken
-    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(project.address)
-    arguments = (counters.ctypes.data, multiply_rows.address, 0, matrix.ctypes.data, x.ctypes.data, out.ctypes.data)
+    call = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)(project.address)
+    arguments = (counters.ctypes.data, 0, matrix.ctypes.data, x.ctypes.data, out.ctypes.data)
     worker = threading.Thread(target=call, args=arguments)
     worker.start()
     done = COUNTER_BYTES // 16

@@ -24,7 +24,9 @@ SAMPLE = (
     ),
     *("rotary_embedding bf16 fp32", "gather_strided uint16", "copy_rows uint32", "argmax bf16", "gemm bf16 bf16"),
     *("gemv bf16 q4_0", "gemv fp16 q8_0", "attention bf16", "merge bf16", "sample fp32"),
+    *("place_cursor", "turn_and_store bf16 bf16"),
 )
+DECODE = ("place_cursor", "turn_and_store")
 SHUFFLES = {"rms_norm", "rms_norm_residual", "layer_norm", "softmax", "argmax", "gemv", "attention", "sample"}
 
 
@@ -48,7 +50,9 @@ def check(name: str, made: Kernel, capability: tuple[int, int]) -> None:
 def test_a_sample_of_kernels_compiles_without_spilling(name: str) -> None:
     """The capabilities take turns; the quick ones are compiled for both."""
     turn = SAMPLE.index(name) % 2
-    for capability in CAPABILITIES if name.split()[0] in ("rms_norm", "copy_rows") else CAPABILITIES[turn : turn + 1]:
+    for capability in (
+        CAPABILITIES if name.split()[0] in ("rms_norm", "copy_rows", *DECODE) else CAPABILITIES[turn : turn + 1]
+    ):
         check(name, ALL[name], capability)
 
 

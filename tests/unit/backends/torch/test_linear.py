@@ -116,7 +116,7 @@ def test_quantized_linear_refuses_what_it_cannot_read(kernels: Any, tensor: Any)
     x, packed = tensor(np.ones((1, 64))), tensor(np.zeros((3, 36)), np.uint8)
     with pytest.raises(UnsupportedError, match="group_size=32"):
         multiply(x, packed, QuantScheme.Q4_0(64))
-    with pytest.raises(UnsupportedError, match="expected Q4_0 or Q8_0"):
+    with pytest.raises(UnsupportedError, match="expected one of q4_0, q4_1"):
         multiply(x, packed, QuantScheme())
     for bad in (
         lambda: multiply(x, packed, QuantScheme.Q8_0(32)),

@@ -261,12 +261,23 @@ def test_parts_of_several_formats_make_one_matrix() -> None:
             matrix_rows(linear, weight, [0, bad])
 
 
-@pytest.mark.clause("MD-PACK-2", "MD-PACK-4")
-@pytest.mark.parametrize("label", ["Q4_0", "Q8_0", "Q6_K"])
+@pytest.mark.clause("MD-PACK-2", "BK-TORCH-39")
+@pytest.mark.parametrize("label", ["F16", *BLOCKS])
 def test_another_backend_takes_the_forms_it_lists(label: str, tmp_path: Path) -> None:
-    """torch takes Q4_0 and Q8_0 as they lie in the file; Q6_K it gets dense."""
+    """torch takes every form as it lies in the file, and prefers the same tokens."""
     path = tmp_path / "model.gguf"
     exact, allowed = allowance(write_gguf(path, label, tied=False))
     found, weights = logits(path, packed=True, backend=load_backend("torch"))
     assert np.abs(found - exact).max() <= allowed
-    assert isinstance(weights.layers[0].down, PackedWeight) is (label != "Q6_K")
+    assert isinstance(weights.layers[0].down, PackedWeight)
+    assert np.array_equal(found.argmax(-1), logits(path, packed=True)[0].argmax(-1))
+
+
+@pytest.mark.clause("MD-PACK-2", "BK-TORCH-39")
+def test_another_backend_takes_quantised_directories(quantized: Any) -> None:
+    path = quantized.write()
+    exact, allowed = allowance(quantized.model)
+    found, weights = logits(path, packed=True, backend=load_backend("torch"))
+    assert np.abs(found - exact).max() <= allowed
+    assert isinstance(weights.layers[0].down, PackedWeight)
+    assert np.array_equal(found.argmax(-1), logits(path, packed=True)[0].argmax(-1))
