@@ -7,6 +7,7 @@ import threading
 
 import numpy as np
 
+from ferrum_cupy.decode import CupyDecodeBackend
 from ferrum_cupy.factory import CupyTensorFactory
 from ferrum_cupy.kernel_ops import CupyKernelOps
 from ferrum_cupy.machine import Machine
@@ -16,6 +17,7 @@ from ferrum_cupy.storage import ARRAY_TYPES
 from ferrum_cupy.tensor_ops import CupyTensorOps
 from ferrum_ref.errors import BackendError, DeviceError
 from ferrum_ref.interfaces.backend import BackendCapabilities, BackendStatus, ComputeBackend
+from ferrum_ref.interfaces.transformer import TransformerWeights
 from ferrum_ref.types.devices import Device
 
 LARGEST_COUNT = 2**31 - 1
@@ -71,6 +73,16 @@ class CupyBackend(ComputeBackend):
     def kernel_ops(self) -> CupyKernelOps:
         self._check_open("kernel_ops")
         return self._kernel_ops
+
+    def make_decode_backend(
+        self, weights: TransformerWeights, *, max_tokens: int | None = None, use_graphs: bool = False
+    ) -> CupyDecodeBackend:
+        """A decode loop by the same kernels at every step, over weights that are this backend's tensors (extension).
+
+        `use_graphs`: recorded as a CUDA graph and replayed.  [BK-CUPY-17..19]
+        """
+        self._check_open("make_decode_backend")
+        return CupyDecodeBackend(weights, use_graphs=use_graphs, max_tokens=max_tokens)
 
     def memory_manager(self) -> CupyMemoryManager:
         """The manager of the device's memory, made on the first call; its `streams` orders copies.  [BK-CUPY-20]"""

@@ -72,7 +72,9 @@ def test_requests_answer_as_each_alone(
         async with engine:
             params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
             requests = [InferenceRequest.new(prompt, "tiny").with_sampling_params(params) for prompt in PROMPTS]
-            return [answer.tokens for answer in await asyncio.gather(*map(engine.infer, requests))]
+            return [
+                [int(token) for token in answer.tokens] for answer in await asyncio.gather(*map(engine.infer, requests))
+            ]
 
     assert tools.run(crowd()) == [greedy(tiny, prompt) for prompt in PROMPTS]
     assert (engine.counters.num_preemptions > 0) == (num_blocks < 500)
@@ -87,6 +89,6 @@ def test_no_prefix_is_shared(tools: Any, tiny: LoadedModel) -> None:
         async with engine:
             params = SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS)
             requests = [InferenceRequest.new(PROMPTS[5], "tiny").with_sampling_params(params) for _ in range(2)]
-            return [(await engine.infer(request)).tokens for request in requests]
+            return [[int(token) for token in (await engine.infer(request)).tokens] for request in requests]
 
     assert tools.run(twice()) == [greedy(tiny, PROMPTS[5])] * 2
