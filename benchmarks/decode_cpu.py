@@ -18,10 +18,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,6 +27,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from machine import machine, read_bandwidth
 
 BASE = "numpy"
 TRANSFORMERS = "transformers"
@@ -293,22 +293,6 @@ def peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def read_bandwidth(num_threads: int) -> float:
-    """Bytes per second that many threads read together from memory: a dot product each, best of five."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import numpy as np
-
-    parts = [np.ones(64 * 1024**2, dtype=np.float32) for _ in range(num_threads)]
-    best_s = float("inf")
-    with ThreadPoolExecutor(num_threads) as pool:
-        for _ in range(5):
-            began_s = time.perf_counter()
-            list(pool.map(lambda part: np.dot(part, part), parts))
-            best_s = min(best_s, time.perf_counter() - began_s)
-    return sum(part.nbytes for part in parts) / best_s
-
-
 def summarise(
     args: argparse.Namespace,
     load_s: list[float],
@@ -346,7 +330,7 @@ def summarise(
         "read_bytes_per_s": bandwidth,
         "same_tokens": all(one["tokens"] == said[BASE] for found in rounds.values() for one in found),
         "tokens_as_numpy": {engine: agreed(tokens, said[BASE]) for engine, tokens in said.items()},
-        "machine": machine(TRANSFORMERS in engines),
+        "machine": machine(*(("torch", "transformers") if TRANSFORMERS in engines else ("numba", "llvmlite"))),
     }
 
 
@@ -380,31 +364,6 @@ def ratios(engines: dict[str, Any]) -> dict[str, Any]:
 def agreed(tokens: list[int], others: list[int]) -> int:
     """How many tokens agree before the first that does not."""
     return next((index for index, pair in enumerate(zip(tokens, others, strict=True)) if len({*pair}) > 1), len(tokens))
-
-
-def machine(has_transformers: bool) -> dict[str, Any]:
-    """What the figures depend on."""
-    import numpy as np
-
-    names = ("torch", "transformers") if has_transformers else ("numba", "llvmlite")
-    facts: dict[str, str] = {}
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            facts.setdefault(name.strip(), value.strip())
-    flags = facts.get("flags", "").split()
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return {
-        "cpu": facts.get("model name", platform.processor()),
-        "cores": os.cpu_count(),
-        "vector_units": [flag for flag in ("avx2", "avx512f", "amx_tile") if flag in flags],
-        "load_average": os.getloadavg()[0],
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "blas": f"{blas['name']} {blas['version']}",
-        **{name: importlib.metadata.version(name) for name in names},
-    }
 
 
 def show(report: dict[str, Any]) -> None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import platform
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from machine import machine
 
 from ferrum_ref.cli.parity_engine import reference_parts
 from ferrum_ref.parity.honest.catalogue import HONEST
@@ -52,7 +51,7 @@ def main() -> int:
     honest = honest_figures(range(1000, 1000 + args.honest_seeds))
     document = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {"processor": platform.machine(), "python": platform.python_version(), "numpy": np.__version__},
+        "machine": machine(),
         "seconds": {"mutants": round(killed_s, 1), "honest": round(time.perf_counter() - start - killed_s, 1)},
         "killed_share": killed_share(rows),
         "killed_share_by_seed": [killed_share(rows, seed) for seed in seeds],

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,9 +23,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from machine import copy_bandwidth, machine
+
 NAMES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 FACTORIES = {"numba-cpu": "ferrum_numba.cpu:make_backend"}  # known without being registered
-AT_LEAST_S = 0.02  # of calls in a row, before the other backend's turn
+AT_LEAST_S = 0.05  # of calls in a row, before the other backend's turn
+PAUSE_S = 0.1  # between turns: BLAS's idle threads spin for tens of ms before they go to sleep
 Case = tuple[str, int, Callable[[Any], Callable[[], Any]], Callable[[], Any] | None]
 
 
@@ -72,7 +73,7 @@ def main() -> int:
         "rounds": args.rounds,
         "kernels": results,
         "copy_bytes_per_s": copied,
-        "machine": machine(),
+        "machine": machine("numba", "llvmlite"),
     }
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
@@ -101,6 +102,7 @@ def measured(calls: list[Callable[[], Any]], rounds: int) -> list[list[float]]:
     found: list[list[float]] = [[] for _ in calls]
     for number in range(rounds + 1):
         for call, count, times in zip(calls, counts, found, strict=True):
+            time.sleep(PAUSE_S)
             began_s = time.perf_counter()
             for _ in range(count):
                 call()
@@ -159,19 +161,6 @@ def plain_layer_norm(x: Any, weight: Any) -> Any:
 
     centred = x - np.mean(x, axis=-1, keepdims=True)
     return centred / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + np.float32(1e-5)) * weight + weight
-
-
-def copy_bandwidth() -> float:
-    """Bytes per second that are read and written while an array is copied: best of five."""
-    import numpy as np
-
-    source = np.ones(16 * 1024**2, dtype=np.float32)
-    target, best_s = np.empty_like(source), float("inf")
-    for _ in range(6):
-        began_s = time.perf_counter()
-        np.copyto(target, source)
-        best_s = min(best_s, time.perf_counter() - began_s)
-    return 2 * source.nbytes / best_s
 
 
 def activations() -> Iterator[Case]:
@@ -252,30 +241,6 @@ def products() -> Iterator[Case]:
         return lambda: backend.kernel_ops().linear_ops().linear(data, weight)
 
     yield "linear 1x4096x4096", dense.nbytes, linear, None
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on."""
-    import numpy as np
-
-    facts: dict[str, str] = {}
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            name, _, value = line.partition(":")
-            facts.setdefault(name.strip(), value.strip())
-    flags = facts.get("flags", "").split()
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    return {
-        "cpu": facts.get("model name", platform.processor()),
-        "cores": os.cpu_count(),
-        "vector_units": [flag for flag in ("avx2", "avx512f", "amx_tile") if flag in flags],
-        "load_average": os.getloadavg()[0],
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "blas": f"{blas['name']} {blas['version']}",
-        **{name: importlib.metadata.version(name) for name in ("numba", "llvmlite")},
-    }
 
 
 if __name__ == "__main__":

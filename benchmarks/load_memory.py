@@ -46,7 +46,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="load-memory-") as directory:
             write_checkpoint(Path(directory), args.shards, args.shard_megabytes * 10**6)
             runs += [run(args, directory, how) for how in ("open", "packed", "dense")]
-    from decode_cpu import machine
+    from machine import machine
 
     report = {
         "benchmark": "load_memory",
