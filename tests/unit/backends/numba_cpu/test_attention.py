@@ -214,6 +214,18 @@ def test_what_does_not_fit_is_named(kernels: Any, tensor: Any) -> None:
 
 
 @pytest.mark.clause("BK-NCPU-14")
+@pytest.mark.parametrize("slots", [[1, 2, 3], [0, 2, 3], [1, 1, 2], [3, 2, 1], [-1, 0, 1], [-2, -1, 0], [2, 3, 3]])
+def test_write_kv_into_runs_and_gaps(kernels: Any, tensor: Any, slots: list[int]) -> None:
+    cache, rows = tensor(np.zeros((2, 2, 1, 1))), tensor(np.arange(1.0, 4.0).reshape(3, 1, 1))
+    kernels.attention_ops().write_kv(cache, rows, slots)
+    want = [0.0] * 4
+    for row, slot in enumerate(slots):
+        if slot >= 0:
+            want[slot] = row + 1.0
+    assert cache.to_numpy().reshape(4).tolist() == want
+
+
+@pytest.mark.clause("BK-NCPU-14")
 def test_write_kv(kernels: Any, tensor: Any) -> None:
     write = kernels.attention_ops().write_kv
     cache = tensor(np.zeros((2, 3, 1, 2)), ml_dtypes.bfloat16)
