@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from ferrum_numba.cpu.addresses import address_of
 from ferrum_numba.cpu.attending import KEYS_AT_A_TIME, attend, attend_keys, attend_part, join_parts
-from ferrum_numba.cpu.conversion import FLOAT32, KINDS, computable, require_float, round_to, run_of, widen
+from ferrum_numba.cpu.conversion import FLOAT32, KINDS, computable, round_to, run_of, widen
 from ferrum_numba.cpu.integers import as_integers
-from ferrum_numba.cpu.prefill import prefill
+from ferrum_numba.cpu.matrices import UNPACK_RUN
+from ferrum_numba.cpu.prefill import attend_block, attend_many
 from ferrum_ref.errors import BackendError, ShapeError
 from ferrum_ref.interfaces.kernel_ops import AttentionParams, Ints
 
@@ -87,34 +88,25 @@ def _attend(
     queries = run_of(widen(q, operation))
     factors = None if sinks is None else _sinks(operation, sinks, heads)
     out = np.empty((batch, tokens, heads, value_size), FLOAT32)
-    if tokens > FEW_TOKENS:
-        require_float(k, operation)
-        require_float(v, operation)
-        for b, length in enumerate(lengths):
-            blocks = table[b, : -(-int(length) // block_size)]
-            prefill(queries[b], k, v, blocks, int(length), params, factors, out[b])
-        return round_to(out, q.dtype)
     keys, values = computable(k, operation), computable(v, operation)
     if keys.dtype != values.dtype:
         keys, values = widen(keys, operation), widen(values, operation)
+    tables, kind, width = run_of(table), KINDS[keys.dtype], keys.dtype.itemsize
+    cached = (*(address_of(array) for array in (queries, keys, values, tables)), tables.shape[1], block_size)
+    sizes = (address_of(lengths), batch, tokens, heads, groups, size, value_size, size * width, value_size * width)
+    seen = (int(params.causal), params.sliding_window, 0 if factors is None else address_of(factors))
+    work, scales = (
+        tokens * heads * size * int(lengths.sum()),
+        (float(params.softmax_scale), float(params.logit_softcap)),
+    )
+    if tokens > FEW_TOKENS:
+        decode = UNPACK_RUN[kind].address
+        attend_many(attend_block.address, decode, *cached, *sizes, *seen, address_of(out), work, *scales)
+        return round_to(out, q.dtype)
     splits = max(1, -(-int(lengths.max(initial=0)) // KEYS_AT_A_TIME))
     parts = np.empty(batch * splits * tokens * heads * (value_size + 2), FLOAT32)
-    tables = run_of(table)
-    width = keys.dtype.itemsize
-    attend(
-        *(attend_keys.address, attend_part.address, join_parts.address),
-        *(address_of(array) for array in (queries, keys, values, tables)),
-        tables.shape[1],
-        block_size,
-        address_of(lengths),
-        *(batch, tokens, heads, groups, size, value_size, size * width, value_size * width),
-        KINDS[keys.dtype],
-        int(params.causal),
-        params.sliding_window,
-        0 if factors is None else address_of(factors),
-        *(splits, address_of(parts), address_of(out), tokens * heads * size * int(lengths.sum())),
-        *(float(params.softmax_scale), float(params.logit_softcap)),
-    )
+    routines = (attend_keys.address, attend_part.address, join_parts.address)
+    attend(*routines, *cached, *sizes, kind, *seen, splits, address_of(parts), address_of(out), work, *scales)
     return round_to(out, q.dtype)
 
 

@@ -1,7 +1,7 @@
 """Matrix products, packed weights and the embedding table.
 
-Dense float32 products are BLAS's, as numpy calls it. Narrow weights meet a few rows as they are stored; for more rows
-some of the weight at a time is unpacked to float32, which is exact, and multiplied by BLAS.
+Weights meet a few rows as they are stored; for more rows some of the weight at a time is decoded to float32, which is
+exact, and transposed (`products`). `matmul` is BLAS's, as numpy calls it.
 Clauses: BK-NCPU-12..13, BK-NCPU-22 (specs/backend_numba.md), KN-LINEAR-*, KN-QLINEAR-*, KN-EMBED-* (specs/kernels.md).
 """
 
@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferrum_numba.cpu.addresses import address_of
-from ferrum_numba.cpu.conversion import FLOAT8, FLOAT32, KINDS, common_type, require_float, round_to, run_of, widen
+from ferrum_numba.cpu.conversion import FLOAT32, KINDS, common_type, require_float, round_to, run_of, widen
 from ferrum_numba.cpu.integers import as_integers
-from ferrum_numba.cpu.matrices import multiply
+from ferrum_numba.cpu.matrices import UNPACK_RUN, multiply
 from ferrum_numba.cpu.packing import StoredMatrix, as_stored
-from ferrum_numba.cpu.vector import I8
+from ferrum_numba.cpu.products import DEPTH, multiply_many, multiply_panels
+from ferrum_numba.cpu.vector import F32, I8, unit_of
 from ferrum_ref.errors import InvalidParameterError, ShapeError
 from ferrum_ref.interfaces.kernel_ops import Ints, QuantScheme
 from ferrum_ref.interfaces.tensor import matmul_output_shape
@@ -26,8 +27,7 @@ from ferrum_ref.interfaces.tensor import matmul_output_shape
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
 
-FEW_ROWS: Final = 4  # of x: more are better served by unpacking and BLAS
-ELEMENTS_AT_A_TIME: Final = 1 << 19  # of an unpacked weight: 2 MB of float32
+FEW_ROWS: Final = 4  # of x: more are better served by panels
 
 
 def linear(x: Array, weight: Array) -> Array:
@@ -39,11 +39,8 @@ def linear(x: Array, weight: Array) -> Array:
         )
     require_float(weight, "linear")
     rows = widen(x, "linear").reshape(math.prod(x.shape[:-1]), weight.shape[1])
-    if weight.dtype in (FLOAT32, FLOAT8):
-        with np.errstate(all="ignore"):
-            y = np.matmul(rows, widen(weight, "linear").T)
-    else:
-        y = _stored_product(rows, StoredMatrix(KINDS[weight.dtype], run_of(weight), weight.shape[1]))
+    kept = run_of(weight if weight.dtype in KINDS else widen(weight, "linear"))
+    y = _product(rows, StoredMatrix(KINDS[kept.dtype], kept, weight.shape[1]))
     return round_to(y, x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -61,7 +58,7 @@ def quantized_linear(x: Array, packed: Array, scheme: QuantScheme) -> Array:
             f"{matrix.columns} weights; expected (..., {matrix.columns})"
         )
     rows = widen(x, "quantized_linear").reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = _stored_product(rows, matrix)
+    y = _product(rows, matrix)
     return round_to(y, x.dtype).reshape(*x.shape[:-1], packed.shape[0])
 
 
@@ -84,26 +81,25 @@ def row_scaled_linear(x: Array, weight: Array, scales: Array) -> Array:
             f"{scales.dtype}; expected (..., in), int8 (out, in) and float32 (out,)"
         )
     rows = widen(x, "row_scaled_linear").reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    y = _stored_product(rows, StoredMatrix(I8, run_of(weight), weight.shape[1], run_of(scales)))
+    y = _product(rows, StoredMatrix(I8, run_of(weight), weight.shape[1], run_of(scales)))
     return round_to(y, x.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _stored_product(rows: Float32, weight: StoredMatrix) -> Float32:
+def _product(rows: Float32, weight: StoredMatrix) -> Float32:
     """rows (M, in) times the stored weight's values, transposed: (M, out) float32."""
     rows = run_of(rows)
     (num_rows, size), num_outputs = rows.shape, weight.rows
+    if not size:
+        return np.zeros((num_rows, num_outputs), FLOAT32)
     y = np.empty((num_rows, num_outputs), FLOAT32)
+    address, routine, stride, scales = weight.fields()
     if num_rows <= FEW_ROWS:
-        address, routine, stride, scales = weight.fields()
         multiply(routine, address, stride, scales, address_of(rows), address_of(y), num_rows, size, num_outputs)
-        return y
-    step = max(1, ELEMENTS_AT_A_TIME // max(1, size))
-    unpacked = np.empty((min(step, num_outputs), size), FLOAT32)
-    for start in range(0, num_outputs, step):
-        stop = min(start + step, num_outputs)
-        weight.unpack(start, stop, unpacked)
-        with np.errstate(all="ignore"):
-            np.matmul(rows, unpacked[: stop - start].T, out=y[:, start:stop])
+    else:
+        decode = 0 if weight.kind == F32 else UNPACK_RUN[weight.kind].address
+        num_elements, num_bytes = unit_of(weight.kind)
+        operands = (address, stride, DEPTH // num_elements * num_bytes, scales, address_of(rows), address_of(y))
+        multiply_many(multiply_panels.address, decode, *operands, num_rows, size, num_outputs)
     return y
 
 

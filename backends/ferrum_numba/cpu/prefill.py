@@ -1,7 +1,8 @@
-"""Attention of many queries: scores and mixtures are BLAS's products, what lies between them is one kernel.
+"""Attention of many queries: scores and mixtures are products of tiles and panels, as those of `products`.
 
-Queries are taken QUERIES_AT_A_TIME at a time, so that a causal block leaves out the keys ahead of its last row, and
-fewer where their scores would pass SCORES_AT_A_TIME. The heads that share a kv head are the rows of one product.
+A task is a run of a sequence's queries and a kv head; the heads that share it are rows of one product. Keys are taken
+KEYS_AT_A_TIME at a time, as for few queries, and the parts joined in order. A query's result is the same whatever
+queries lie beside it: what a tile must not see of a part has the factor 0 or is left out.
 Clauses: BK-NCPU-10..11 (specs/backend_numba.md), KN-ATTN-*, KN-PAGED-* (specs/kernels.md).
 """
 
@@ -9,120 +10,186 @@ Clauses: BK-NCPU-10..11 (specs/backend_numba.md), KN-ATTN-*, KN-PAGED-* (specs/k
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+from numba import prange
 
-from ferrum_numba.cpu.addresses import address_of, floats_at
-from ferrum_numba.cpu.attending import first_visible, weigh
-from ferrum_numba.cpu.compiled import serial_kernel
-from ferrum_numba.cpu.conversion import FLOAT32, run_of, widen
-from ferrum_numba.cpu.floats import exp32
-from ferrum_ref.interfaces.kernel_ops import AttentionParams
+from ferrum_numba.cpu.addresses import call, fetch_and_add, floats_at, integers_at, keep
+from ferrum_numba.cpu.attending import KEYS_AT_A_TIME, empty_part, finish, first_visible, join, row_address, weigh
+from ferrum_numba.cpu.compiled import device, parallel_kernel, routine
+from ferrum_numba.cpu.products import PRODUCTS_A_CHUNK, on_a_line, pack_panel
+from ferrum_numba.cpu.threads import num_chunks
+from ferrum_numba.cpu.tiles import PANEL, multiply_tile, rows_of_tile
+from ferrum_numba.cpu.vector import LINE_BYTES
 
-Array = NDArray[Any]
-Float32 = NDArray[np.float32]
-
-QUERIES_AT_A_TIME: Final = 64
-SCORES_AT_A_TIME: Final = 1 << 22  # elements: 16 MB
-FEWEST_QUERIES: Final = 16  # worth a product each: rather than take fewer, take fewer kv heads at a time
+ROWS_AT_A_TIME: Final = 192  # query heads of a task, about: their scores of a part fit a second-level cache
+FEWEST_QUERIES: Final = 8
+SPARE: Final = LINE_BYTES // 4
 
 
-def prefill(
-    q: Float32, k: Array, v: Array, blocks: Array, length: int, params: AttentionParams, sinks: Array | None, out: Array
-) -> None:
-    """o_i = sum_j p_ij v_j over the first `length` positions of the blocks, of which the last T are q's own.
+@device
+def queries_at_a_time(ratio):
+    return max(FEWEST_QUERIES, ROWS_AT_A_TIME // ratio)
 
-    q (T, H, D) and out (T, H, Dv) float32, contiguous; k (num_blocks, block_size, G, D) and v (.., Dv) of any float;
-    sinks (H,) float32. Writes out.
+
+@device
+def visible(position, part):
+    """(first, behind the last) of a part's keys that the query at `position` sees, counted from the part's first.
+
+    part: (first key, behind the last, causal, window).
     """
-    tokens, heads, _ = q.shape
-    num_groups, size = v.shape[2:]
-    first = max(0, tokens - length) if params.causal else 0 if length else tokens
-    out[:first] = 0.0
-    if first == tokens or not out.size:
-        return
-    ratio, window = heads // num_groups, params.sliding_window
-    groups_at_a_time = min(num_groups, max(1, SCORES_AT_A_TIME // (FEWEST_QUERIES * ratio * length)))
-    rows = min(QUERIES_AT_A_TIME, max(1, SCORES_AT_A_TIME // (groups_at_a_time * ratio * length)))
-    for group in range(0, num_groups, groups_at_a_time):
-        groups = slice(group, min(num_groups, group + groups_at_a_time))
-        keys, values = (gathered(cache, blocks, length, groups) for cache in (k, v))
-        count = keys.shape[1]
-        for start in range(first, tokens, rows):
-            stop = min(tokens, start + rows)
-            own = length - tokens + start  # the position of the first of these queries
-            low, high = 0, length
-            if params.causal:
-                low, high = max(0, own - window + 1) if window else 0, own + stop - start
-            some = q[start:stop, groups.start * ratio : groups.stop * ratio]
-            some = some.reshape(stop - start, count, ratio, q.shape[2]).swapaxes(0, 1)
-            with np.errstate(all="ignore"):
-                scores = np.matmul(some.reshape(count, -1, q.shape[2]), keys[low:high].transpose(1, 2, 0))
-                sums = np.empty((2, *scores.shape[:2]), FLOAT32)
-                weigh_rows(
-                    *(address_of(scores), address_of(sums), count, stop - start, ratio, high - low),
-                    *(own - low, int(params.causal), window, params.softmax_scale, params.logit_softcap),
-                )
-                mixed = np.matmul(scores, values[low:high].swapaxes(0, 1))
-            finish_rows(
-                *(address_of(mixed), address_of(sums), 0 if sinks is None else address_of(sinks) + 4 * group * ratio),
-                address_of(out) + 4 * (start * heads + group * ratio) * size,
-                *(count, stop - start, ratio, size, heads),
-            )
+    start, stop, causal, window = part
+    low = max(start, first_visible(position, window)) if causal else start
+    high = min(stop, position + 1) if causal else stop
+    return low - start, max(low, high) - start
 
 
-def gathered(cache: Array, blocks: Array, length: int, groups: slice) -> Float32:
-    """The first `length` rows of the blocks for some kv heads, (length, g, D) float32; a view where that will do.
+@device
+def visible_to_tile(position, row, taken, ratio, part):
+    """The same for the rows from `row` on that make a tile: from what the first sees to what the last sees."""
+    low, _ = visible(position + row // ratio, part)
+    _, high = visible(position + (row + taken - 1) // ratio, part)
+    return min(low, high), high
 
-    cache (num_blocks, block_size, G, D). Pure.
+
+@device
+def decode_rows(unpack, base, blocks, block_size, row_bytes, first, stop, size, out):
+    """float32 (stop - first, size) of the rows at the positions first .. stop - 1, which lie in blocks."""
+    position = first
+    while position < stop:
+        end = min(stop, (position // block_size + 1) * block_size)
+        source = row_address(position, base, blocks, block_size, row_bytes)
+        call(unpack, (0, end - position, source, row_bytes, 0, out + 4 * (position - first) * size, size))
+        position = end
+
+
+@device
+def score_part(q, num_rows, ratio, size, keys, position, part, panel, scores):
+    """scores[r][j] = q_r . key j of the part; those of panels that none of a tile's rows sees are left as they are.
+
+    q (R, D), row r a head of the query at `position` + r // ratio; keys (.., D) float32; scores (R, KEYS_AT_A_TIME).
     """
-    first, count = int(blocks[0]), len(blocks)
-    if count == 1 or bool((np.diff(blocks) == 1).all()):
-        picked = cache[first : first + count, :, groups]
+    count, step = part[1] - part[0], 4 * KEYS_AT_A_TIME
+    for first in range(0, count, PANEL):
+        pack_panel(0, keys + 4 * first * size, 4 * size, count - first, size, 0, panel)
+        row = 0
+        while row < num_rows:
+            taken = rows_of_tile(num_rows - row)
+            low, high = visible_to_tile(position, row, taken, ratio, part)
+            if low < first + PANEL and first < high:
+                target = scores + row * step + 4 * first
+                multiply_tile(q + 4 * row * size, 4 * size, taken, panel, 4 * PANEL, size, target, step, 0)
+            row += taken
+
+
+@device
+def weigh_part(scores, num_rows, ratio, position, part, scale, cap, found, width):
+    """Scores to exponentials, 0 where a row does not see the key; found (R, width): the largest score and the sum."""
+    for row in range(num_rows):
+        low, high = visible(position + row // ratio, part)
+        factors = floats_at(scores + 4 * row * KEYS_AT_A_TIME, part[1] - part[0])
+        factors[:low] = np.float32(0.0)
+        factors[high:] = np.float32(0.0)
+        pair = floats_at(found + 4 * row * width, 2)
+        pair[0], pair[1] = weigh(factors[low:high], high - low, scale, cap)
+
+
+@device
+def mix_part(scores, num_rows, ratio, values, size, position, part, found, width):
+    """The rows' weighted sums of the values (.., Dv) float32, to `found` (R, width), behind the two numbers there."""
+    row, step = 0, 4 * KEYS_AT_A_TIME
+    while row < num_rows:
+        taken = rows_of_tile(num_rows - row)
+        low, high = visible_to_tile(position, row, taken, ratio, part)
+        for first in range(0, size, PANEL):
+            panel, target = values + 4 * (low * size + first), found + 4 * (row * width + 2 + first)
+            factors = scores + row * step + 4 * low
+            multiply_tile(factors, step, taken, panel, 4 * size, high - low, target, 4 * width, 0)
+        row += taken
+
+
+@routine(integers=22, floats=2)
+def attend_block(
+    turn, num_tasks, num_runs, unpack, q, k, v, tables, table_size, block_size, lengths, tokens, heads, num_groups,
+    size, v_size, k_head_bytes, v_head_bytes, causal, window, sinks, out, scale, cap,
+):  # fmt: skip
+    """The tasks that fall to this thread; the arguments are those of `attend_many`. `turn`: address of the next one."""
+    ratio = heads // num_groups
+    most = queries_at_a_time(ratio)
+    num_panels = (v_size + PANEL - 1) // PANEL
+    width = 2 + num_panels * PANEL
+    gathered = np.empty(most * ratio * size, np.float32)
+    held, found = np.empty((most * ratio, width), np.float32), np.empty((most * ratio, width), np.float32)
+    scores = np.empty(most * ratio * KEYS_AT_A_TIME + SPARE, np.float32)
+    panel = np.empty(size * PANEL + SPARE, np.float32)
+    decoded = np.empty(KEYS_AT_A_TIME * max(size, v_size) + PANEL + SPARE, np.float32)  # a panel may read beyond a row
+    factors, columns, rows, parts = on_a_line(scores), on_a_line(panel), on_a_line(decoded), found.ctypes.data
+    while True:
+        task = fetch_and_add(turn, 1)
+        if task >= num_tasks:
+            break
+        group, rest = task % num_groups, task // num_groups
+        run, b = num_runs - 1 - rest % num_runs, rest // num_runs  # those that see most come first
+        length = integers_at(lengths + 8 * b, 1)[0]
+        blocks = integers_at(tables + 8 * b * table_size, table_size)
+        t_start, t_stop = run * most, min(tokens, (run + 1) * most)
+        position, num_rows = length - tokens + t_start, (t_stop - t_start) * ratio
+        for t in range(t_start, t_stop):
+            source = floats_at(q + 4 * ((b * tokens + t) * heads + group * ratio) * size, ratio * size)
+            gathered[(t - t_start) * ratio * size : (t - t_start + 1) * ratio * size] = source
+        for row in range(num_rows):
+            empty_part(held[row])
+        first, end = 0, length
+        if causal:
+            first, end = first_visible(max(0, position), window), min(length, position + t_stop - t_start)
+        for start in range(first // KEYS_AT_A_TIME * KEYS_AT_A_TIME, end, KEYS_AT_A_TIME):
+            part = (start, min(end, start + KEYS_AT_A_TIME), causal, window)
+            row_bytes, base = num_groups * k_head_bytes, k + group * k_head_bytes
+            decode_rows(unpack, base, blocks, block_size, row_bytes, start, part[1], size, rows)
+            score_part(gathered.ctypes.data, num_rows, ratio, size, rows, position, part, columns, factors)
+            weigh_part(factors, num_rows, ratio, position, part, scale, cap, parts, width)
+            row_bytes, base = num_groups * v_head_bytes, v + group * v_head_bytes
+            decode_rows(unpack, base, blocks, block_size, row_bytes, start, part[1], v_size, rows)
+            mix_part(factors, num_rows, ratio, rows, v_size, position, part, parts, width)
+            for row in range(num_rows):
+                join(held[row], found[row], v_size)
+        for row in range(num_rows):
+            t, head = t_start + row // ratio, group * ratio + row % ratio
+            sees = length > 0 and (length - tokens + t >= 0 or not causal)
+            sink = floats_at(sinks + 4 * head, 1)[0] if sinks else np.float32(0.0)
+            target = floats_at(out + 4 * ((b * tokens + t) * heads + head) * v_size, v_size)
+            finish(held[row], sees, sink, sinks != 0, target, v_size)
+    keep(gathered)
+    keep(found)
+    keep(scores)
+    keep(panel)
+    keep(decoded)
+
+
+@parallel_kernel
+def attend_many(
+    threads, attend_block, unpack, q, k, v, tables, table_size, block_size, lengths, batches, tokens, heads, num_groups,
+    size, v_size, k_head_bytes, v_head_bytes, causal, window, sinks, out, work, scale, cap,
+):  # fmt: skip
+    """q (B, T, H, D) and out (B, T, H, Dv) float32; k and v in blocks, rows of all kv heads one behind another.
+
+    `unpack`: address of the routine that decodes their rows. tables (B, table_size) and lengths (B,) int64; sinks (H,)
+    float32 or 0; work: products of q and k to be made.
+    """
+    most = queries_at_a_time(heads // num_groups)
+    num_runs = (tokens + most - 1) // most
+    num_tasks = batches * num_groups * num_runs
+    chunks = min(num_tasks, num_chunks(threads, work, PRODUCTS_A_CHUNK))
+    turn = np.zeros(1, np.int64)
+    fields = (
+        turn.ctypes.data, num_tasks, num_runs, unpack, q, k, v, tables, table_size, block_size, lengths, tokens, heads,
+        num_groups, size, v_size, k_head_bytes, v_head_bytes, causal, window, sinks, out,
+        np.float32(scale), np.float32(cap),
+    )  # fmt: skip
+    if chunks == 1:
+        call(attend_block, fields)
     else:
-        picked = cache[blocks][:, :, groups]
-    rows = picked.reshape(count * cache.shape[1], *picked.shape[2:])[:length]
-    return rows if rows.dtype == FLOAT32 else widen(run_of(rows), "attention")
-
-
-@serial_kernel
-def weigh_rows(scores, sums, groups, tokens, ratio, count, offset, causal, window, scale, cap):
-    """Scores (g, T, H/G, count), in place, to exp(scale score - m), m the row's largest; 0 where key j is out of sight.
-
-    Query t sits at position offset + t, key j at position j. sums (2, g, T, H/G): m, then the sum of the exponentials.
-    """
-    num_rows = groups * tokens * ratio
-    found = floats_at(sums, 2 * num_rows)
-    for index in range(num_rows):
-        position = offset + index // ratio % tokens
-        low = first_visible(position, window) if causal else 0
-        high = min(count, position + 1) if causal else count
-        row = floats_at(scores + 4 * index * count, count)
-        row[:low] = np.float32(0.0)
-        row[high:] = np.float32(0.0)
-        highest, total = weigh(row[low:high], high - low, np.float32(scale), np.float32(cap))
-        found[index], found[num_rows + index] = highest, total
-
-
-@serial_kernel
-def finish_rows(mixed, sums, sinks, out, groups, tokens, ratio, size, heads):
-    """out[t, h] = mixed / sum, the exponential of the head's sink added to the sum where `sinks` is not 0.
-
-    mixed (g, T, H/G, Dv); out: address of the first token's first head of these, tokens `heads` heads apart.
-    """
-    num_rows = groups * tokens * ratio
-    found = floats_at(sums, 2 * num_rows)
-    for index in range(num_rows):
-        head, token = index // (tokens * ratio) * ratio + index % ratio, index // ratio % tokens
-        row = floats_at(mixed + 4 * index * size, size)
-        target = floats_at(out + 4 * (token * heads + head) * size, size)
-        total, factor = found[num_rows + index], np.float32(1.0)
-        if sinks:
-            sink = floats_at(sinks + 4 * head, 1)[0]
-            highest = found[index] if found[index] > sink else sink
-            factor = exp32(found[index] - highest)
-            total = total * factor + exp32(sink - highest)
-        for i in range(size):
-            target[i] = row[i] * factor / total
+        for _ in prange(chunks):
+            call(attend_block, fields)
+    keep(turn)

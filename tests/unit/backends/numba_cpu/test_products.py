@@ -82,10 +82,58 @@ def test_every_scale_and_every_quantum(kernels: Any, tensor: Any, name: str) -> 
     assert not np.isfinite(found.to_numpy()).any()
 
 
+@pytest.mark.clause("BK-NCPU-12")
+def test_sums_over_many_rows_are_taken_in_order(kernels: Any, tensor: Any) -> None:
+    """Products that are exact and sums that round: 512 columns one after another, then these sums one after another."""
+    x = RNG.integers(-4000, 4000, (9, 1100)).astype(np.float32)
+    w = RNG.integers(-4000, 4000, (37, 1100)).astype(np.float32)
+    want = np.zeros((9, 37), np.float32)
+    for start in range(0, 1100, 512):
+        part = np.zeros_like(want)
+        for i in range(start, min(1100, start + 512)):
+            part += np.outer(x[:, i], w[:, i])
+        want += part
+    assert np.array_equal(kernels.linear_ops().linear(tensor(x), tensor(w)).to_numpy(), want)
+
+
+@pytest.mark.clause("BK-NCPU-12", "BK-NCPU-13")
+@pytest.mark.parametrize("rows", [5, 6, 7, 8, 11, 12, 13, 31, 60])
+@pytest.mark.parametrize(("size", "outputs"), [(1, 1), (3, 33), (64, 32), (516, 100), (640, 203), (1030, 7)])
+def test_many_rows_of_every_count(
+    kernels: Any, tensor: Any, close: Any, threads: Any, rows: int, size: int, outputs: int
+) -> None:
+    """Tiles of every height, ragged panels, rests of columns; a row and an output alone, with one thread and two."""
+    x, weight = RNG.normal(size=(60, size)).astype(np.float32), RNG.normal(size=(outputs, size)).astype(np.float32)
+    quanta, scales = np.rint(weight * 20).astype(np.int8), RNG.uniform(0.01, 0.1, outputs).astype(np.float32)
+    linear, row_scaled = kernels.linear_ops().linear, kernels.linear_ops().row_scaled_linear
+    want, magnitude = product(x[:rows], weight)
+    for count in (1, 2):
+        threads(count)
+        found = linear(tensor(x[:rows]), tensor(weight))
+        close(found, want, size + 1, magnitude)
+        assert np.array_equal(found.to_numpy(), linear(tensor(x), tensor(weight)).to_numpy()[:rows])
+        some = linear(tensor(x[:rows]), tensor(weight[outputs // 2 :])).to_numpy()
+        assert np.array_equal(found.to_numpy()[:, outputs // 2 :], some)
+        scaled = row_scaled(tensor(x[:rows]), tensor(quanta, np.int8), tensor(scales)).to_numpy()
+        unscaled = linear(tensor(x[:rows]), tensor(quanta.astype(np.float32))).to_numpy()
+        assert np.array_equal(scaled, unscaled * scales)
+
+
+@pytest.mark.clause("BK-NCPU-12")
+def test_what_is_not_finite_stays_in_its_row_and_output(kernels: Any, tensor: Any) -> None:
+    x, w = np.ones((14, 40), np.float32), np.ones((35, 40), np.float32)
+    x[13, 39], w[34, 0] = np.nan, np.inf
+    found = kernels.linear_ops().linear(tensor(x), tensor(w)).to_numpy()
+    assert np.isnan(found[13]).all()
+    assert np.isinf(found[:13, 34]).all()
+    assert (found[:13, :34] == 40.0).all()
+
+
 @pytest.mark.clause("BK-NCPU-13")
-def test_an_output_does_not_depend_on_its_neighbours(kernels: Any, tensor: Any, threads: Any) -> None:
+@pytest.mark.parametrize("rows", [2, 9])
+def test_an_output_does_not_depend_on_its_neighbours(kernels: Any, tensor: Any, threads: Any, rows: int) -> None:
     linear = kernels.linear_ops()
-    x = tensor(RNG.normal(size=(2, 640)))
+    x = tensor(RNG.normal(size=(rows, 640)))
     weight = RNG.normal(size=(203, 640)).astype(np.float32)
     packed = gguf.quants.quantize(weight, gguf.GGMLQuantizationType.Q4_0)
     quanta, scales = np.rint(weight * 20).astype(np.int8), np.full(203, 0.05, np.float32)
