@@ -100,8 +100,10 @@ def _attend(
         (float(params.softmax_scale), float(params.logit_softcap)),
     )
     if tokens > FEW_TOKENS:
-        decode = UNPACK_RUN[kind].address
-        attend_many(attend_block.address, decode, *cached, *sizes, *seen, address_of(out), work, *scales)
+        decode, turn = UNPACK_RUN[kind].address, np.zeros(1, np.int64)
+        attend_many(
+            attend_block.address, address_of(turn), decode, *cached, *sizes, *seen, address_of(out), work, *scales
+        )
         return round_to(out, q.dtype)
     splits = max(1, -(-int(lengths.max(initial=0)) // KEYS_AT_A_TIME))
     parts = np.empty(batch * splits * tokens * heads * (value_size + 2), FLOAT32)

@@ -97,9 +97,9 @@ def _product(rows: Float32, weight: StoredMatrix) -> Float32:
         multiply(routine, address, stride, scales, address_of(rows), address_of(y), num_rows, size, num_outputs)
     else:
         decode = 0 if weight.kind == F32 else UNPACK_RUN[weight.kind].address
-        num_elements, num_bytes = unit_of(weight.kind)
+        (num_elements, num_bytes), turn = unit_of(weight.kind), np.zeros(1, np.int64)
         operands = (address, stride, DEPTH // num_elements * num_bytes, scales, address_of(rows), address_of(y))
-        multiply_many(multiply_panels.address, decode, *operands, num_rows, size, num_outputs)
+        multiply_many(multiply_panels.address, address_of(turn), decode, *operands, num_rows, size, num_outputs)
     return y
 
 

@@ -23,7 +23,7 @@ from ferrum_numba.cpu.threads import chunk_bounds, num_chunks
 from ferrum_numba.cpu.vector import KINDS, ROWS, dots, widen_stored
 
 WEIGHTS_A_CHUNK = 16384  # worth a thread
-UNPACKED_A_CHUNK = 1 << 24  # the same between matrix products, whose threads still spin for milliseconds
+UNPACKED_A_CHUNK = 65536
 
 
 def _multiplier(kind: int) -> Routine:

@@ -20,7 +20,7 @@ from ferrum_numba.cpu.floats import element_bytes, exp32, room_for, store, widen
 from ferrum_numba.cpu.threads import chunk_bounds, num_chunks
 from ferrum_numba.cpu.vector import F32
 
-SMALLEST_CHUNK = 1 << 20  # elements worth a thread: one that wakes beside BLAS's own, still spinning, waits for ms
+SMALLEST_CHUNK = 1 << 16  # elements worth a thread
 ERF, TANH = 0, 1  # the two forms of GELU
 
 

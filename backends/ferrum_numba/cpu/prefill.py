@@ -40,7 +40,7 @@ def visible(position, part):
     part: (first key, behind the last, causal, window).
     """
     start, stop, causal, window = part
-    low = max(start, first_visible(position, window)) if causal else start
+    low = min(stop, max(start, first_visible(position, window))) if causal else start
     high = min(stop, position + 1) if causal else stop
     return low - start, max(low, high) - start
 
@@ -50,7 +50,7 @@ def visible_to_tile(position, row, taken, ratio, part):
     """The same for the rows from `row` on that make a tile: from what the first sees to what the last sees."""
     low, _ = visible(position + row // ratio, part)
     _, high = visible(position + (row + taken - 1) // ratio, part)
-    return min(low, high), high
+    return low, high
 
 
 @device
@@ -169,21 +169,20 @@ def attend_block(
 
 @parallel_kernel
 def attend_many(
-    threads, attend_block, unpack, q, k, v, tables, table_size, block_size, lengths, batches, tokens, heads, num_groups,
-    size, v_size, k_head_bytes, v_head_bytes, causal, window, sinks, out, work, scale, cap,
+    threads, attend_block, turn, unpack, q, k, v, tables, table_size, block_size, lengths, batches, tokens, heads,
+    num_groups, size, v_size, k_head_bytes, v_head_bytes, causal, window, sinks, out, work, scale, cap,
 ):  # fmt: skip
     """q (B, T, H, D) and out (B, T, H, Dv) float32; k and v in blocks, rows of all kv heads one behind another.
 
     `unpack`: address of the routine that decodes their rows. tables (B, table_size) and lengths (B,) int64; sinks (H,)
-    float32 or 0; work: products of q and k to be made.
+    float32 or 0; work: products of q and k to be made; turn: address of an int64 that is 0, which the threads count up.
     """
     most = queries_at_a_time(heads // num_groups)
     num_runs = (tokens + most - 1) // most
     num_tasks = batches * num_groups * num_runs
     chunks = min(num_tasks, num_chunks(threads, work, PRODUCTS_A_CHUNK))
-    turn = np.zeros(1, np.int64)
     fields = (
-        turn.ctypes.data, num_tasks, num_runs, unpack, q, k, v, tables, table_size, block_size, lengths, tokens, heads,
+        turn, num_tasks, num_runs, unpack, q, k, v, tables, table_size, block_size, lengths, tokens, heads,
         num_groups, size, v_size, k_head_bytes, v_head_bytes, causal, window, sinks, out,
         np.float32(scale), np.float32(cap),
     )  # fmt: skip
@@ -192,4 +191,3 @@ def attend_many(
     else:
         for _ in prange(chunks):
             call(attend_block, fields)
-    keep(turn)

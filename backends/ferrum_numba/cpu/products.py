@@ -100,19 +100,22 @@ def multiply_panels(turn, unpack, weight, stride, step, scales, x, out, num_x, s
 
 
 @parallel_kernel
-def multiply_many(threads, multiply_panels, unpack, weight, stride, step, scales, x, out, num_x, size, num_weights):
-    """out = x @ weight.T for many rows of x; `unpack` is the address of the routine that decodes rows, or 0."""
+def multiply_many(
+    threads, multiply_panels, turn, unpack, weight, stride, step, scales, x, out, num_x, size, num_weights
+):
+    """out = x @ weight.T for many rows of x; `unpack` is the address of the routine that decodes rows, or 0.
+
+    `turn`: address of an int64 that is 0, which the threads count up.
+    """
     num_panels = (num_weights + PANEL - 1) // PANEL
     width = max(FEWEST_PANELS, min(MOST_PANELS, num_panels // (TURNS_A_THREAD * threads)))
     num_groups = (num_panels + width - 1) // width
     chunks = min(num_groups, num_chunks(threads, num_x * size * num_weights, PRODUCTS_A_CHUNK))
-    turn = np.zeros(1, np.int64)
     fields = (
-        turn.ctypes.data, unpack, weight, stride, step, scales, x, out, num_x, size, num_weights, num_groups, width,
+        turn, unpack, weight, stride, step, scales, x, out, num_x, size, num_weights, num_groups, width,
     )  # fmt: skip
     if chunks == 1:
         call(multiply_panels, fields)
     else:
         for _ in prange(chunks):
             call(multiply_panels, fields)
-    keep(turn)

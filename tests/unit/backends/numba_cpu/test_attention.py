@@ -69,6 +69,7 @@ def check(result: Any, want: np.ndarray, bound: np.ndarray) -> None:
         (2, 530, 7, 1, 64, {"logit_softcap": 3.0}),
         (7, 3, 2, 1, 16, {}),
         (200, 300, 4, 2, 32, {"sliding_window": 90}),
+        (103, 700, 3, 1, 20, {"sliding_window": 100}),
         (130, 130, 6, 3, 16, {"logit_softcap": 2.0}),
         (70, 40, 2, 2, 24, {"causal": False}),
         (65, 64, 3, 1, 8, {"softmax_scale": -0.7}),
@@ -152,6 +153,26 @@ def test_a_query_of_a_prompt_does_not_depend_on_the_others(data: st.DataObject) 
             pieces.append(attend(piece, *caches, tables[b : b + 1], params, context_lens=[end]).to_numpy())
             done += count
         assert np.array_equal(np.concatenate(pieces, axis=1)[0], both[b])
+
+
+@pytest.mark.clause("BK-NCPU-10")
+@pytest.mark.parametrize("window", [0, 1, 30, 100, 600])
+def test_a_tile_stays_within_its_part_of_the_keys(window: int) -> None:
+    """For rows of queries at every position near a part's ends: no key too few, none beyond the part."""
+    from ferrum_numba.cpu.prefill import visible_to_tile
+
+    ratio, part = 3, (512, 1024, 1, window)
+    for position in (*range(-6, 6), *range(500, 630), *range(1010, 1140), *range(1600, 1640)):
+        for taken in (1, 4, 12):
+            seen = [
+                key - 512
+                for query in {position + (1 + row) // ratio for row in range(taken)}
+                for key in range(512, 1024)
+                if key <= query and (not window or key > query - window)
+            ]
+            low, high = visible_to_tile(position, 1, taken, ratio, part)
+            assert 0 <= low <= high <= 512
+            assert not seen or (low, high) == (min(seen), max(seen) + 1)
 
 
 @pytest.mark.clause("BK-NCPU-10")
