@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ferrum_numba.cpu.addresses import address_of
 from ferrum_numba.cpu.conversion import FLOAT32, KINDS, common_type, require_float, round_to, run_of, widen
 from ferrum_numba.cpu.integers import as_integers
-from ferrum_numba.cpu.matrices import UNPACK_RUN, multiply
+from ferrum_numba.cpu.matrices import MULTIPLY_ROWS, UNPACK_RUN, multiply
 from ferrum_numba.cpu.packing import StoredMatrix, as_stored
 from ferrum_numba.cpu.products import DEPTH, multiply_many, multiply_panels
 from ferrum_numba.cpu.vector import F32, I8, unit_of
@@ -92,14 +92,15 @@ def _product(rows: Float32, weight: StoredMatrix) -> Float32:
     if not size:
         return np.zeros((num_rows, num_outputs), FLOAT32)
     y = np.empty((num_rows, num_outputs), FLOAT32)
-    address, routine, stride, scales = weight.fields()
+    data, scales = address_of(weight.data), 0 if weight.scales is None else address_of(weight.scales)
+    operands = (scales, address_of(rows), address_of(y), num_rows, size, num_outputs)
     if num_rows <= FEW_ROWS:
-        multiply(routine, address, stride, scales, address_of(rows), address_of(y), num_rows, size, num_outputs)
+        multiply(MULTIPLY_ROWS[weight.kind].address, data, weight.stride, *operands)
     else:
         decode = 0 if weight.kind == F32 else UNPACK_RUN[weight.kind].address
         (num_elements, num_bytes), turn = unit_of(weight.kind), np.zeros(1, np.int64)
-        operands = (address, stride, DEPTH // num_elements * num_bytes, scales, address_of(rows), address_of(y))
-        multiply_many(multiply_panels.address, address_of(turn), decode, *operands, num_rows, size, num_outputs)
+        where = (data, weight.stride, DEPTH // num_elements * num_bytes)
+        multiply_many(multiply_panels.address, address_of(turn), decode, *where, *operands)
     return y
 
 
