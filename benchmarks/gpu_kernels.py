@@ -7,9 +7,10 @@ The floor is max(bytes / copy bandwidth, operations / matmul rate), both ceiling
 card; bytes are what the work must move at least. "floor" is the share of the floor that a kernel reaches (1 is the
 card's own limit), "torch" its time divided by torch's. Times are the device's own, between two CUDA events: everything
 is queued while the device is kept busy, so that it never waits for the interpreter; where that fails ("starved") a time
-has the host's part in it. "call" is what a call takes from the interpreter to the end. The contenders take turns;
-figures are medians over the rounds. Large operands rotate through copies, so that caches do not help. Results are
-compared with torch's: a kernel that is fast and wrong fails the run.
+has the host's part in it. "call" is what a call takes from the interpreter to the end, "host" what the interpreter
+takes to queue one. Memory-bound kernels have MET or MISSED two goals: 70 % of the copy bandwidth, at most 1.25 times
+torch's own time. The contenders take turns; figures are medians over the rounds. Large operands rotate through copies,
+so that caches do not help. Results are compared with torch's: a kernel that is fast and wrong fails the run.
 
 `--device cpu --quick` runs the same script where there is no GPU. Exit status 0: measured, 1: a kernel failed or its
 result is wrong, 2: there is nothing to measure.
@@ -43,6 +44,9 @@ SECONDS_PER_ROUND = 0.03
 MOST_LAUNCHES = 100  # queued at a time: the driver's queue is finite
 BUSY_CYCLES_PER_S = 2.2e9  # more than any card's clock, so that it is kept busy for long enough
 MOST_BUSY_S = 0.5
+BUSIER = (1.5, 5.0, 15.0)  # times what a round should take, until the device does not wait
+WARM_UP_S = 0.3  # an idle card runs at a sixth of its clock
+LEAST_SHARE, MOST_TIMES_TORCH = 0.70, 1.25
 LARGEST_DIFFERENCE = {"fp32": 1e-3, "fp16": 1e-2, "bf16": 3e-2}  # ||a - b|| / ||b||: what rounding never reaches
 OWN = "torch's own"
 
@@ -115,8 +119,10 @@ class Times:
     """Seconds of one contender's launches, one figure a round; whether the device ever waited for the host."""
 
     device_s: list[float] = field(default_factory=list)
+    host_s: list[float] = field(default_factory=list)
     call_s: float = 0.0
     is_starved: bool = False
+    busier: int = 0  # which of BUSIER was enough
 
 
 class Card:
@@ -128,6 +134,9 @@ class Card:
         self.name = torch.cuda.get_device_name(self.device) if self.is_cuda else platform.processor() or "cpu"
         if self.is_cuda:
             torch.cuda.set_device(self.device)
+        if self.is_cuda:
+            self._keep_busy(WARM_UP_S)
+            self.sync()
         count = (1 << 22) if quick else (1 << 30)
         source = torch.ones(count, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
@@ -172,16 +181,30 @@ class Card:
             for _ in range(count):
                 call()
             times.device_s.append((time.perf_counter() - began_s) / count)
+            times.host_s.append(times.device_s[-1])
             return
+        for factor in BUSIER[:1] if times.is_starved else BUSIER[times.busier :]:
+            seconds, host_s, is_starved = self._queued(call, count, factor * count * times.call_s + 1e-3)
+            if not is_starved:
+                times.busier = BUSIER.index(factor)
+                break
+        times.is_starved |= is_starved
+        times.device_s.append(seconds)
+        times.host_s.append(host_s)
+
+    def _queued(self, call: Callable[[], Any], count: int, busy_s: float) -> tuple[float, float, bool]:
+        """Seconds of a call on the device and on the host; whether the device waited for the host."""
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        self._keep_busy(1.5 * count * times.call_s + 1e-3)  # call_s has the device's part in it: surely long enough
+        self._keep_busy(busy_s)
         began.record()
+        began_s = time.perf_counter()
         for _ in range(count):
             call()
-        times.is_starved |= began.query()  # the device got here before all was queued
+        host_s = (time.perf_counter() - began_s) / count
+        is_starved = began.query()  # the device got here before all was queued
         ended.record()
         ended.synchronize()
-        times.device_s.append(began.elapsed_time(ended) * 1e-3 / count)
+        return began.elapsed_time(ended) * 1e-3 / count, host_s, is_starved
 
     def _keep_busy(self, seconds: float) -> None:
         torch.cuda._sleep(int(min(seconds, MOST_BUSY_S) * BUSY_CYCLES_PER_S))
@@ -214,9 +237,11 @@ def measured(work: Work, card: Card, rounds: int) -> dict[str, Any]:
         failed["timing"] = f"{type(error).__name__}: {str(error)[:500]}"
     seconds = {name: statistics.median(found.device_s) for name, found in times.items()}
     own = seconds.get(OWN)
+    is_memory_bound = work.num_bytes / card.bandwidth > work.num_operations / card.rate
     return {
         "kernel": work.name,
-        "is_memory_bound": work.num_bytes / card.bandwidth > work.num_operations / card.rate,
+        "is_memory_bound": is_memory_bound,
+        "is_goal": work.is_goal and is_memory_bound,
         "bytes": work.num_bytes,
         "operations": work.num_operations,
         "floor_s": floor_s,
@@ -224,6 +249,7 @@ def measured(work: Work, card: Card, rounds: int) -> dict[str, Any]:
         "seconds": seconds,
         "spread": {name: max(t.device_s) / min(t.device_s) for name, t in times.items()},
         "call_seconds": {name: found.call_s for name, found in times.items()},
+        "host_seconds": {name: statistics.median(found.host_s) for name, found in times.items()},
         "starved": [name for name, found in times.items() if found.is_starved],
         "share_of_floor": {name: floor_s / each_s for name, each_s in seconds.items()},
         "times_torch": {name: each_s / own for name, each_s in seconds.items() if own and name != OWN},
@@ -264,13 +290,25 @@ def line(row: dict[str, Any], names: list[str]) -> str:
             starved = ", starved" if name in row["starved"] else ""
             parts.append(
                 f"{name} {row['seconds'][name] * 1e6:.1f} us ({row['share_of_floor'][name]:.0%} of floor"
-                f"{ratio}{starved}; call {row['call_seconds'][name] * 1e6:.0f} us)"
+                f"{ratio}{starved}; call {row['call_seconds'][name] * 1e6:.0f} us, host "
+                f"{row['host_seconds'][name] * 1e6:.0f} us){goals(row, name) if name != OWN else ''}"
             )
         elif name in row["unsupported"]:
             parts.append(f"{name} unsupported")
     if "timing" in row["failed"]:
         parts.append(f"FAILED: {row['failed']['timing']}")
     return " | ".join(parts)
+
+
+def goals(row: dict[str, Any], name: str) -> str:
+    """Whether one backend's kernel meets the two goals, in words; nothing for work that has none. Pure."""
+    if not row["is_goal"]:
+        return ""
+    share, ratio = row["share_of_floor"][name], row["times_torch"].get(name)
+    words = f" [{LEAST_SHARE:.0%} of copy {'MET' if share >= LEAST_SHARE else 'MISSED'}"
+    if ratio is not None:
+        words += f", {MOST_TIMES_TORCH} torch {'MET' if ratio <= MOST_TIMES_TORCH else 'MISSED'}"
+    return words + "]"
 
 
 def summary(name: str, rows: list[dict[str, Any]]) -> str:

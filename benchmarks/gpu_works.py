@@ -56,6 +56,7 @@ class Work:
     calls: dict[str, Callable[[], Any]]
     torch_way: str = ""
     expected: Callable[[], Any] | None = None  # the result, where torch has no way that is worth timing
+    is_goal: bool = True  # a kernel of this project, to be held to a share of the bandwidth and to torch's time
 
 
 class Operands:
@@ -203,10 +204,12 @@ def linear(make: Operands, sizes: Sizes, rows: int) -> Work:
     outputs, inner = sizes.feed_forward, sizes.hidden
     (weight, weights), (x, xs) = make.draw(outputs, inner), make.draw(rows, inner, rotate=False)
     moved = (outputs * inner + rows * (inner + outputs)) * make.element
-    return make.work(
+    found = make.work(
         f"linear, {rows} rows", moved, 2 * rows * outputs * inner, lambda: functional.linear(x(), weight()),
         lambda b, ops: lambda: ops.linear_ops().linear(xs[b](), weights[b]()), "linear",
     )  # fmt: skip
+    found.is_goal = False  # a library's product
+    return found
 
 
 def paged_attention(make: Operands, sizes: Sizes) -> Work:

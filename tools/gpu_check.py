@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Every CUDA backend on this machine's GPU: the judge's whole suite, a whole model, then every kernel's time.
+"""Every CUDA backend on this machine's GPU: the judge's whole suite, a whole model, its own tests, every kernel's time.
 
     make gpu-check                      (or: python tools/gpu_check.py [--device cuda] [--out benchmarks/results])
 
 Needs an NVIDIA GPU, nothing of this project installed, and no network; a backend whose packages are missing is told and
 left out. Every stage is a process of its own with a time limit, and none hides another: what each found is written as
 it ends, in dated JSON files with the card in their names. All of it takes less than ten minutes (--minutes), compilers
-included. Speeds are told, not judged. Exit status 0: what could be run has passed, 1: something failed or was not
-finished, 2: there is nothing to check.
+included. Two goals are told for each memory-bound kernel and element type, and do not change the exit status: that one
+backend reaches 70 % of the copy bandwidth, and that none takes more than 1.25 times torch's own time. Exit status 0:
+what could be run has passed, 1: something failed or was not finished, 2: there is nothing to check.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,8 +40,12 @@ BACKENDS = {
 }
 PACKAGES = ("numpy", "torch", "triton", "cupy-cuda13x", "numba", "numba-cuda", "cuda-bindings", "nvidia-cuda-nvrtc")
 DTYPES = ("bf16", "fp32")
-PARITY_BUDGET_S = 200.0  # after that no case is started
-LIMITS_S = {"parity": 260.0, "model": 90.0, "kernels": 75.0}
+JUDGED_DTYPES = ("bf16", "fp32", "fp16")  # a process each: one that an illegal address ruins costs the others nothing
+PARITY_BUDGET_S = 65.0  # after that no case is started
+LIMITS_S = {"parity": 95.0, "model": 90.0, "tests": 60.0, "kernels": 75.0}
+TESTS = {"torch": "tests/unit/backends/torch/test_cuda.py", "cupy": "tests/unit/backends/cupy/test_gpu.py"}
+LEAST_SHARE = 0.70  # of the copy bandwidth, that one backend reaches at least
+MOST_TIMES_TORCH = 1.25  # that none exceeds
 PASSED, FAILED, LEFT_OUT, TIMED_OUT, UNFINISHED = "passed", "failed", "left out", "timed out", "unfinished"
 MOST_TOLD = 4000
 
@@ -71,6 +77,7 @@ class Check:
         self.date = datetime.date.today().isoformat()
         self.stem = f"{self.date}_{re.sub(r'[^a-z0-9]+', '_', card.lower()).strip('_')}"
         self.stages: list[Stage] = []
+        self._lock = threading.Lock()  # backends are judged side by side, and tell the same file
 
     def run(self, stage: Stage) -> Stage:
         """Run it, judge how it ended, write what it said; nothing of it is raised."""
@@ -96,6 +103,12 @@ class Check:
             stage.status = LEFT_OUT
         else:
             stage.status = PASSED if code == 0 else FAILED
+        if stage.kind == "tests":
+            if "No module named pytest" in stage.message:
+                stage.status, stage.message = LEFT_OUT, "pytest is not installed"
+            else:
+                stage.message = output.strip()[-MOST_TOLD:] or stage.message
+            return
         if stage.kind == "kernels":  # writes its own file, kernel by kernel
             stage.document = read_json(self.path(stage))
             stage.file = self.path(stage).name if stage.document is not None else ""
@@ -125,8 +138,10 @@ class Check:
         stages = [{k: v for k, v in asdict(stage).items() if k != "document"} for stage in list(self.stages)]
         machine = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
         document = {"card": self.card, "date": self.date, "driver": smi("driver_version"), "machine": machine}
-        text = json.dumps({**document, "exit_code": self.exit_code(), "stages": stages}, indent=1)
-        (self.out / f"{self.stem}_summary.json").write_text(text + "\n", "utf-8")
+        document |= {"exit_code": self.exit_code(), "goals": goals(list(self.stages)), "stages": stages}
+        text = json.dumps(document, indent=1)
+        with self._lock:
+            (self.out / f"{self.stem}_summary.json").write_text(text + "\n", "utf-8")
 
     def exit_code(self) -> int:
         """0: all passed that could be run, 1: something did not, 2: nothing could be run. Pure."""
@@ -157,7 +172,7 @@ def main() -> int:
     check.write_summary()
     print(f"judging {', '.join(names)} on {card}, side by side ...", flush=True)
     with ThreadPoolExecutor(len(names)) as pool:
-        list(pool.map(lambda name: [check.run(stage) for stage in judging(name, arguments)], names))
+        list(pool.map(lambda name: judge(check, name, arguments), names))
     available = [name for name in names if any(s.backend == name and s.status != LEFT_OUT for s in check.stages)]
     for dtype in DTYPES:
         for name in available:
@@ -166,10 +181,19 @@ def main() -> int:
             stage.command = timing(name, dtype, check.path(stage), arguments)
             check.run(stage)
     code = check.exit_code()
+    for goal in goals(check.stages):
+        print(goal["words"])
     for stage in check.stages:
         print(f"{stage.name:28} {stage.status:12} {stage.seconds:6.0f} s  {stage.file}")
     print(f"gpu_check: exit status {code}; {check.out / f'{check.stem}_summary.json'}")
     return code
+
+
+def judge(check: Check, name: str, arguments: argparse.Namespace) -> None:
+    """Everything that is judged of one backend, if it is there."""
+    for stage in judging(name, arguments):
+        if check.run(stage).status == LEFT_OUT:
+            return
 
 
 def judging(name: str, arguments: argparse.Namespace) -> Iterator[Stage]:
@@ -177,8 +201,13 @@ def judging(name: str, arguments: argparse.Namespace) -> Iterator[Stage]:
     target = ["--backend", BACKENDS[name], "--device", arguments.device]
     command = [sys.executable, "-m", "ferrum_ref.cli.main", "parity", *target, "--model", "none", "--json"]
     budget = ["--budget", str(PARITY_BUDGET_S)]
-    yield Stage("parity", name, [*command, *(["--small", "--op", "rms_norm"] if arguments.quick else budget)])
+    for dtype in JUDGED_DTYPES:
+        chosen = ["--dtype", dtype, *(["--small", "--op", "rms_norm"] if arguments.quick else budget)]
+        yield Stage("parity", name, [*command, *chosen], dtype)
     yield Stage("model", name, [sys.executable, str(ROOT / "tools" / "gpu_model.py"), *target])
+    if name in TESTS and not arguments.quick:  # of what the judge does not ask: graphs, streams, awaited operations
+        options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib", "-W", "default"]
+        yield Stage("tests", name, [sys.executable, "-m", "pytest", *options, "-k", "not judge", TESTS[name]])
 
 
 def timing(name: str, dtype: str, out: Path, arguments: argparse.Namespace) -> list[str]:
@@ -243,6 +272,39 @@ def described(stage: Stage) -> str:
                 f"\n  FAILED {cell['operation']} {cell['dtype']}: {failure['message']}; {failure['reproduce']}"
             )
     return ": " + ", ".join(f"{count} {status}" for status, count in counts.items() if count) + "".join(lines)
+
+
+def goals(stages: Sequence[Stage]) -> list[dict[str, Any]]:
+    """What the kernels' stages say of the two goals, for each kernel and element type. Pure."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for stage in stages:
+        for row in (stage.document or {}).get("rows", []) if stage.kind == "kernels" else []:
+            if not row["is_goal"]:
+                continue
+            key = (row["kernel"], stage.dtype)
+            new = {"kernel": key[0], "dtype": key[1], "share_of_copy": {}, "times_torch": {}, "starved": []}
+            entry = found.setdefault(key, new)
+            entry["starved"] += [name for name in row["starved"] if name == stage.backend]
+            for figure, source in (("share_of_copy", "share_of_floor"), ("times_torch", "times_torch")):
+                if stage.backend in row[source]:
+                    entry[figure][stage.backend] = row[source][stage.backend]
+    for entry in found.values():
+        shares, times = entry["share_of_copy"], entry["times_torch"]
+        best = max(shares, key=shares.get, default=None)
+        behind = {name: each for name, each in times.items() if each > MOST_TIMES_TORCH}
+        entry["reaches_bandwidth"] = best is not None and shares[best] >= LEAST_SHARE
+        entry["keeps_up_with_torch"] = not behind
+        reached = f"{best} {shares[best]:.0%} of copy bandwidth" if best is not None else "nothing was measured"
+        late = ", ".join(f"{name} {each:.2f}" for name, each in behind.items())
+        beside = (
+            f"BEHIND torch: {late}" if late else f"none above {MOST_TIMES_TORCH} torch" if times else "torch has none"
+        )
+        starved = f"; the host has its part in the time of {', '.join(entry['starved'])}" if entry["starved"] else ""
+        entry["words"] = (
+            f"{entry['kernel']:30} {entry['dtype']}: {reached}, {LEAST_SHARE:.0%} "
+            f"{'MET' if entry['reaches_bandwidth'] else 'MISSED'}; {beside}{starved}"
+        )
+    return list(found.values())
 
 
 def num_late(document: Any) -> int:

@@ -163,7 +163,10 @@ def write_kv(runtime: Runtime, cache: CupyTensor, rows: object, slots: Ints) -> 
     flat = cache.array.reshape(-1, *shape[-2:])
     if int(index.max()) >= flat.shape[0]:
         raise BackendError(f"write_kv: slot {int(index.max())}, expected below {flat.shape[0]}, the size of the cache")
-    _, from_the_end = np.unique(index[::-1], return_index=True)
+    different, from_the_end = np.unique(index[::-1], return_index=True)
+    if len(different) == len(index) and different[0] >= 0:
+        flat[runtime.indices(index)] = new.array
+        return
     kept = np.asarray(len(index) - 1 - from_the_end, dtype=np.int64)
     kept = kept[index[kept] >= 0]
     flat[runtime.indices(index[kept])] = new.array[runtime.indices(kept)]
@@ -193,6 +196,8 @@ def check_table(
             f"paged_attention: context_lens[{b}] is {int(lengths[b])}, expected 0 <= length <= {covered}, "
             "the covered slots"
         )
+    if table.size and 0 <= int(table.min()) <= int(table.max()) < num_blocks:
+        return table, lengths  # all there is, needed or not: the usual case, and quickly told
     is_needed = np.arange(table.shape[1]) * block_size < lengths[:, None]
     bad = np.argwhere(is_needed & ((table < 0) | (table >= num_blocks)))
     if bad.size:

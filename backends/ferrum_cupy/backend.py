@@ -1,4 +1,4 @@
-"""CupyBackend: the ComputeBackend over one machine.  Clauses: BK-CUPY-1..3, BK-CUPY-12, BK-CUPY-15."""
+"""CupyBackend: the ComputeBackend over one machine.  Clauses: BK-CUPY-1..3, BK-CUPY-12, BK-CUPY-15, BK-CUPY-47."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import threading
 
 import numpy as np
 
+from ferrum_cupy.async_ops import CupyAsyncTensorOps
+from ferrum_cupy.batch import CupyTensorBatchOps
 from ferrum_cupy.decode import CupyDecodeBackend
 from ferrum_cupy.factory import CupyTensorFactory
 from ferrum_cupy.kernel_ops import CupyKernelOps
@@ -73,6 +75,16 @@ class CupyBackend(ComputeBackend):
     def kernel_ops(self) -> CupyKernelOps:
         self._check_open("kernel_ops")
         return self._kernel_ops
+
+    def tensor_batch_ops(self) -> CupyTensorBatchOps:
+        """Operations over lists (extension).  [BK-CUPY-47..49]"""
+        self._check_open("tensor_batch_ops")
+        return CupyTensorBatchOps(self._runtime)
+
+    def async_tensor_ops(self) -> CupyAsyncTensorOps:
+        """Operations that are awaited, with a queue of their own (extension).  [BK-CUPY-50..51]"""
+        self._check_open("async_tensor_ops")
+        return CupyAsyncTensorOps(self._runtime)
 
     def make_decode_backend(
         self, weights: TransformerWeights, *, max_tokens: int | None = None, use_graphs: bool = False

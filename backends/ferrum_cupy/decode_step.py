@@ -102,9 +102,8 @@ class DecodeStep:
             attended = self._attend(layer, normed, cursor, keys[index], values[index])
             projected = self._product(attended, layer.output, layer.output_bias)
             normed, residual = self._add(projected, residual, layer.post_norm)
-            both = self._product(normed, layer.gate_up, layer.gate_up_bias)
-            half = config.intermediate_size
-            update = self._product(self._silu_mul(both[:half], both[half:]), layer.down, layer.down_bias)
+            gated = self._silu_mul(normed, layer.gate_up, layer.gate_up_bias)
+            update = self._product(gated, layer.down, layer.down_bias)
             last = index + 1 == config.num_layers
             following = self._final_norm if last else self._layers[index + 1].input_norm
             normed, residual = self._add(update, residual, following)
@@ -116,13 +115,16 @@ class DecodeStep:
         config, xp = self.config, self.machine.xp
         heads, kv_heads, size = config.num_attention_heads, config.num_kv_heads, config.head_dim
         qkv = self._product(normed, layer.qkv, layer.qkv_bias).reshape(heads + 2 * kv_heads, size)
-        q, k, v = qkv[:heads], qkv[heads : heads + kv_heads], qkv[heads + kv_heads :]
+        both, v = qkv[: heads + kv_heads], qkv[heads + kv_heads :]  # queries and keys are turned alike
         if layer.q_norm is not None and layer.k_norm is not None:
-            q, k = self._norm(q, layer.q_norm), self._norm(k, layer.k_norm)
-        q, k = self._rotate(q, cursor), self._rotate(k, cursor)
-        count = np.int32(kv_heads * size)
-        for row, cache in ((k, k_cache), (v, v_cache)):
-            self._launch("decode", "store_row", (1, 1, 1), THREADS, row, cache, cursor.position, cursor.length, count)
+            normed = xp.empty_like(both)
+            self._norm_into(normed[:heads], both[:heads], layer.q_norm)
+            self._norm_into(normed[heads:], both[heads:], layer.k_norm)
+            both = normed
+        turned = self._rotate(both, cursor)
+        q, k = turned[:heads], turned[heads:]
+        rows = (k, v, k_cache, v_cache, cursor.position, cursor.length, np.int32(kv_heads * size))
+        self._launch("decode", "store_rows", (2, 1, 1), THREADS, *rows)
         capacity = k_cache.shape[0]
         splits = max(1, min(MAX_SPLITS, -(-capacity // KEYS_PER_SPLIT)))
         partial, marks = xp.empty((heads, splits, size), np.float32), xp.empty((heads, splits, 2), np.float32)
@@ -137,10 +139,14 @@ class DecodeStep:
         return mixed.reshape(-1)
 
     def _norm(self, x: DeviceArray, weight: DeviceArray) -> DeviceArray:
-        y, length = self.machine.xp.empty_like(x), x.shape[-1]
+        y = self.machine.xp.empty_like(x)
+        self._norm_into(y, x, weight)
+        return y
+
+    def _norm_into(self, y: DeviceArray, x: DeviceArray, weight: DeviceArray) -> None:
+        length = x.shape[-1]
         given = (x, weight, y, np.int32(length), np.float32(self.config.rms_norm_eps), packable(length, x, weight, y))
         self._launch("norms", "rms_norm", (x.shape[0], 1, 1), row_threads(length, x.itemsize), *given)
-        return y
 
     def _add(self, update: DeviceArray, residual: DeviceArray, weight: DeviceArray) -> tuple[DeviceArray, DeviceArray]:
         xp, length = self.machine.xp, len(update)
@@ -150,10 +156,11 @@ class DecodeStep:
         self._launch("norms", "rms_norm_residual", (1, 1, 1), row_threads(length, update.itemsize), *given)
         return y, r
 
-    def _silu_mul(self, gate: DeviceArray, up: DeviceArray) -> DeviceArray:
-        y = self.machine.xp.empty_like(gate)
-        given = (gate, up, y, np.int64(len(gate)), np.int32(0))
-        self._launch("pointwise", "silu_mul", (-(-len(gate) // THREADS), 1, 1), THREADS, *given)
+    def _silu_mul(self, x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None) -> DeviceArray:
+        """silu(gate) * up of the product with a matrix of gates and ups, rounded and biased as `_product` does."""
+        sums, count = self.machine.multiply(x[None], weight, self.kind)[0], self.config.intermediate_size
+        y = self.machine.xp.empty(count, weight.dtype)
+        self._launch("decode", "silu_sums", (-(-count // THREADS), 1, 1), THREADS, sums, bias, y, np.int32(count))
         return y
 
     def _rotate(self, x: DeviceArray, cursor: Cursor) -> DeviceArray:
@@ -166,6 +173,8 @@ class DecodeStep:
 
     def _product(self, x: DeviceArray, weight: DeviceArray, bias: DeviceArray | None) -> DeviceArray:
         """x (K,) @ weight (N, K).T, rounded to the weights' type, then the bias."""
+        if bias is None:
+            return self.machine.multiply(x[None], weight, self.kind, is_rounded=True)[0]
         sums = self.machine.multiply(x[None], weight, self.kind)[0]
         y, count = self.machine.xp.empty(len(sums), weight.dtype), np.int32(len(sums))
         self._launch("decode", "round_sums", (-(-len(sums) // THREADS), 1, 1), THREADS, sums, bias, y, count)

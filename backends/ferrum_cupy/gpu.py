@@ -11,14 +11,12 @@ import cupy
 import numpy as np
 
 from ferrum_cupy.compiling import Compiler
+from ferrum_cupy.gpu_products import Products
 from ferrum_cupy.machine import DeviceArray, DeviceEvent, DeviceStream, Machine
 from ferrum_ref.errors import BackendError, DeviceError, ResourceExhaustedError, UnsupportedError
 from ferrum_ref.types.devices import DataType, Device
 
-_CUDA_R_32F, _CUDA_R_16F, _CUDA_R_16BF = 0, 2, 14
-_CUBLAS_TYPES = {DataType.FP32: _CUDA_R_32F, DataType.FP16: _CUDA_R_16F, DataType.BF16: _CUDA_R_16BF}
 NULL = np.uintp(0)
-_COMPUTE_32F, _COMPUTE_32F_PEDANTIC, _GEMM_DEFAULT = 68, 69, -1
 
 
 def open_gpu(name: str) -> Gpu:
@@ -41,60 +39,61 @@ def open_gpu(name: str) -> Gpu:
     return Gpu(ordinal)
 
 
-@contextmanager
-def _failures(operation: str) -> Iterator[None]:
-    """What the driver reports, as a BackendError."""
-    try:
-        yield
-    except cupy.cuda.memory.OutOfMemoryError as error:
-        raise ResourceExhaustedError(f"{operation}: {error}") from error
-    except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
-        raise BackendError(f"{operation}: the GPU failed: {error}") from error
+class _failures:
+    """What the driver reports within, as a BackendError; no generator, which would cost each launch a microsecond."""
 
+    __slots__ = ("operation",)
 
-def _cublas() -> Any:
-    """CuPy's binding of cuBLAS. Raises UnsupportedError where the library is not installed."""
-    try:
-        from cupy_backends.cuda.libs import cublas
-    except ImportError as error:
-        raise UnsupportedError(
-            f"linear: cuBLAS does not load ({str(error).splitlines()[0]}); install it: pip install nvidia-cublas"
-        ) from error
-    return cublas
+    def __init__(self, operation: str) -> None:
+        self.operation = operation
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if kind is None:
+            return
+        if isinstance(error, cupy.cuda.memory.OutOfMemoryError):
+            raise ResourceExhaustedError(f"{self.operation}: {error}") from error
+        if isinstance(error, (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError)):
+            raise BackendError(f"{self.operation}: the GPU failed: {error}") from error
 
 
 class GpuEvent(DeviceEvent):
-    """A CUDA event without timing."""
+    """A CUDA event without timing; whoever waits for it sleeps."""
 
-    def __init__(self, event: Any) -> None:
-        self.event = event
+    def __init__(self, device: Any) -> None:
+        self._device = device
+        self.event = cupy.cuda.Event(block=True, disable_timing=True)
 
     @property
     def is_done(self) -> bool:
-        with _failures("event"):
+        with self._device, _failures("event"):
             return bool(self.event.done)
 
     def synchronize(self) -> None:
-        with _failures("event"):
+        with self._device, _failures("event"):
             self.event.synchronize()
 
 
 class GpuStream(DeviceStream):
-    """A CUDA stream that the default stream neither waits for nor holds up."""
+    """One of CuPy's streams; a new one neither waits for the default stream nor holds it up."""
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: Any, stream: Any = None) -> None:
         self._device = device
         with device:
-            self.stream = cupy.cuda.Stream(non_blocking=True)
+            self.stream = cupy.cuda.Stream(non_blocking=True) if stream is None else stream
 
     def record(self) -> GpuEvent:
-        with self._device:
-            return GpuEvent(self.stream.record(cupy.cuda.Event(disable_timing=True)))
+        with self._device, _failures("record_event"):
+            made = GpuEvent(self._device)
+            self.stream.record(made.event)
+            return made
 
     def wait(self, event: DeviceEvent) -> None:
         if not isinstance(event, GpuEvent):
             raise BackendError(f"wait_event: got {type(event).__name__}, expected an event of a GPU")
-        with self._device:
+        with self._device, _failures("wait_event"):
             self.stream.wait_event(event.event)
 
     def poll(self) -> bool:
@@ -115,6 +114,7 @@ class Gpu(Machine):
         self.device = Device.CUDA(ordinal)
         self._device = cupy.cuda.Device(ordinal)
         self._compiler = Compiler(self._device)
+        self._products = Products(self._device)
 
     def launch(
         self,
@@ -129,38 +129,26 @@ class Gpu(Machine):
             function = self._compiler.function(source, kernel, defines)
             function(grid, (threads, 1, 1), tuple([NULL if argument is None else argument for argument in arguments]))
 
+    def to_device(self, array: Any) -> DeviceArray:
+        """Through CuPy's pinned buffers: the host does not wait."""
+        with self._device, _failures("to_device"):
+            return cupy.asarray(array)
+
+    def stream_key(self) -> int:
+        with self._device:
+            return int(cupy.cuda.get_current_stream().ptr)
+
     def to_host(self, array: DeviceArray) -> Any:
         with self._device, _failures("to_host"):
             return cupy.asnumpy(array)
 
-    def multiply(self, a: DeviceArray, b: DeviceArray, dtype: DataType) -> DeviceArray:
-        """cuBLAS in its pedantic float32 mode for float32: no TF32; 16-bit factors multiply exactly."""
-        (rows, inner), columns = a.shape, b.shape[0]
-        out = cupy.empty((rows, columns), np.float32)
-        if not out.size:
-            return out
-        if not inner:
-            out.fill(0)
-            return out
-        cublas = _cublas()
-        kind = _CUBLAS_TYPES[dtype]
-        compute = _COMPUTE_32F_PEDANTIC if dtype is DataType.FP32 else _COMPUTE_32F
-        a, b = cupy.ascontiguousarray(a), cupy.ascontiguousarray(b)
-        one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    def multiply(self, a: DeviceArray, b: DeviceArray, dtype: DataType, *, is_rounded: bool = False) -> DeviceArray:
         with self._device, _failures("multiply"):
-            handle = self._device.cublas_handle
-            try:
-                cublas.setPointerMode(handle, cublas.CUBLAS_POINTER_MODE_HOST)
-                # row-major out = a b^T is column-major out^T = b a^T
-                cublas.gemmEx(
-                    handle, cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, columns, rows, inner, one.ctypes.data,
-                    b.data.ptr, kind, inner, a.data.ptr, kind, inner, zero.ctypes.data,
-                    out.data.ptr, _CUDA_R_32F, columns, compute, _GEMM_DEFAULT,
-                )  # fmt: skip
-            except cublas.CUBLASError as error:
-                sizes = f"({rows}, {inner}) by ({columns}, {inner})"
-                raise BackendError(f"multiply: cuBLAS refuses {sizes}: {error}") from error
-        return out
+            return self._products.multiply(a, b, dtype, is_rounded=is_rounded)
+
+    def multiply_many(self, a: DeviceArray, b: DeviceArray, dtype: DataType) -> DeviceArray:
+        with self._device, _failures("multiply"):
+            return self._products.multiply_many(a, b, dtype)
 
     def check_graphs(self) -> None:
         """Every GPU that CuPy drives records graphs."""
@@ -251,6 +239,23 @@ class Gpu(Machine):
 
     def new_stream(self) -> GpuStream:
         return GpuStream(self._device)
+
+    def current_stream(self) -> GpuStream:
+        with self._device:
+            found = cupy.cuda.get_current_stream()
+        if found.ptr == cupy.cuda.runtime.streamPerThread:
+            raise UnsupportedError(
+                "current_stream: each thread's default stream is its own (CUPY_CUDA_PER_THREAD_DEFAULT_STREAM); "
+                "choose a stream: with cupy.cuda.Stream(): ..."
+            )
+        return GpuStream(self._device, found)
+
+    @contextmanager
+    def using(self, stream: DeviceStream) -> Iterator[None]:
+        if not isinstance(stream, GpuStream):
+            raise BackendError(f"using: stream: got {type(stream).__name__}, expected a stream of a GPU")
+        with self._device, stream.stream:
+            yield
 
     @cached_property
     def _copies(self) -> GpuStream:

@@ -6,13 +6,13 @@ Clauses: BK-CUPY-11 (specs/backend_cupy.md), KN-LINEAR-*, KN-QLINEAR-*, KN-EMBED
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
-from ferrum_cupy.machine import STORAGE
+from ferrum_cupy.machine import STORAGE, DeviceArray
 from ferrum_cupy.runtime import Runtime, as_integers, packable
-from ferrum_cupy.storage import FLOATS, common_type, narrow
+from ferrum_cupy.storage import FLOATS, common_type
 from ferrum_cupy.tensor import CupyTensor
 from ferrum_ref.errors import BackendError, InvalidParameterError, ShapeError, UnsupportedError
 from ferrum_ref.interfaces.kernel_ops import Ints, QuantScheme
@@ -39,11 +39,12 @@ def linear(runtime: Runtime, x: CupyTensor, weight: object) -> CupyTensor:
         )
     rows = x.array.reshape(math.prod(shape[:-1]), dims[1])
     if x.kind is w.kind:
-        y = runtime.machine.multiply(rows, w.array, x.kind)
+        y = CupyTensor(runtime.machine, runtime.machine.multiply(rows, w.array, x.kind, is_rounded=True), x.kind)
     else:
         wide = runtime.wide("linear", x).reshape(rows.shape)
-        y = runtime.machine.multiply(wide, runtime.wide("linear", w), DataType.FP32)
-    return runtime.rounded(y, x.kind).reshape((*shape[:-1], dims[0]))
+        sums = runtime.machine.multiply(wide, runtime.wide("linear", w), DataType.FP32)
+        y = runtime.rounded(sums, x.kind)
+    return y.reshape((*shape[:-1], dims[0]))
 
 
 def quantized_linear(runtime: Runtime, x: CupyTensor, packed_weight: object, scheme: QuantScheme) -> CupyTensor:
@@ -105,12 +106,34 @@ def embedding(runtime: Runtime, table: CupyTensor, ids: Ints) -> CupyTensor:
 
 
 def matmul(runtime: Runtime, a: CupyTensor, b: CupyTensor) -> CupyTensor:
-    """a @ b: [.., m, k] x [.., k, n] -> [.., m, n] in the common type; leading axes broadcast. Pure."""
-    matmul_output_shape(a.shape(), b.shape())
+    """a @ b: [.., m, k] x [.., k, n] -> [.., m, n] in the common type; leading axes broadcast. Pure.
+
+    One call of cuBLAS: rows folded where b is one matrix, else a product for each index of the leading axes.
+    """
+    kind, shape = check_matmul(a, b)
+    xp, ours = runtime.machine.xp, a.kind if a.kind is b.kind and a.kind in STORAGE else DataType.FP32
+    left, right = (t.array if t.kind is ours else runtime.wide("matmul", t) for t in (a, b))
+    if right.ndim == 2:
+        left, right = left.reshape(1, math.prod(shape[:-1]), left.shape[-1]), right[None]
+    else:
+        left, right = (_each(xp, array, shape[:-2]) for array in (left, right))
+    product = runtime.machine.multiply_many(left, right, ours)
+    found = CupyTensor(runtime.machine, product, ours) if ours is kind else runtime.rounded(product, kind)
+    return found.reshape(shape)
+
+
+def check_matmul(a: CupyTensor, b: CupyTensor) -> tuple[DataType, tuple[int, ...]]:
+    """The type and shape of a @ b. Pure. Raises ShapeError, and BackendError for element types without products."""
+    shape = matmul_output_shape(a.shape(), b.shape())
     for name, operand in (("a", a), ("b", b)):
         if operand.kind not in FLOATS:
             raise BackendError(f"matmul: {name}: element type {operand.kind.name}, expected fp32, fp16 or bf16")
-    xp = runtime.machine.xp
-    product = xp.matmul(runtime.wide("matmul", a), runtime.wide("matmul", b))
-    kind = common_type("matmul", a.kind, b.kind)
-    return CupyTensor(runtime.machine, narrow(xp, product, kind), kind)
+    return common_type("matmul", a.kind, b.kind), tuple(shape)
+
+
+def _each(xp: Any, array: DeviceArray, leading: tuple[int, ...]) -> DeviceArray:
+    """Matrices one after another: one for each index of the leading axes, or a single one for all. Pure."""
+    matrix = array.shape[-2:]
+    if math.prod(array.shape[:-2]) == 1:
+        return array.reshape(1, *matrix)
+    return xp.broadcast_to(array, (*leading, *matrix)).reshape(math.prod(leading), *matrix)

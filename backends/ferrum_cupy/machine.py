@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -78,12 +79,27 @@ class Machine(ABC):
         """
 
     @abstractmethod
+    def to_device(self, array: Any) -> DeviceArray:
+        """A numpy array on the device, in the order of the current stream; the array may be changed afterwards."""
+
+    @abstractmethod
+    def stream_key(self) -> int:
+        """What tells the streams of this thread's launches apart. Pure."""
+
+    @abstractmethod
     def to_host(self, array: DeviceArray) -> Any:
         """The array as a numpy array; waits for it."""
 
     @abstractmethod
-    def multiply(self, a: DeviceArray, b: DeviceArray, dtype: DataType) -> DeviceArray:
-        """a (M, K) @ b (N, K).T, both stored as `dtype`, as float32 (M, N): accumulated in float32, not rounded."""
+    def multiply(self, a: DeviceArray, b: DeviceArray, dtype: DataType, *, is_rounded: bool = False) -> DeviceArray:
+        """a (M, K) @ b (N, K).T, both stored as `dtype`, accumulated in float32: (M, N).
+
+        float32, not rounded, or with `is_rounded` stored as `dtype`, rounded once.
+        """
+
+    @abstractmethod
+    def multiply_many(self, a: DeviceArray, b: DeviceArray, dtype: DataType) -> DeviceArray:
+        """a (C, M, K) @ b (C, K, N) as (C, M, N) stored as `dtype`, rounded once; one of them may have C = 1."""
 
     @abstractmethod
     def synchronize(self) -> None:
@@ -138,6 +154,17 @@ class Machine(ABC):
     @abstractmethod
     def new_stream(self) -> DeviceStream:
         """A stream that waits for no other one."""
+
+    @abstractmethod
+    def current_stream(self) -> DeviceStream:
+        """The stream into which this thread launches, for `using` in another.
+
+        Raises UnsupportedError where every thread has a default stream of its own.
+        """
+
+    @abstractmethod
+    def using(self, stream: DeviceStream) -> AbstractContextManager[None]:
+        """Within, this thread launches into `stream`."""
 
     @property
     @abstractmethod

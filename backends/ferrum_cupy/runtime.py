@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,18 +17,24 @@ from ferrum_ref.types.devices import DataType
 PACK_BYTES = 16
 _THREADS: Final = 256
 _LARGEST_COUNT: Final = 2**31 - 1 - _THREADS
+_MOST_SENT: Final = 8  # of one step: ids, positions, slots, a block table, lengths, and some more
 _NARROW: Final = {kind: ARRAY_TYPES[kind] for kind in (DataType.FP16, DataType.BF16)}
+
+Sent: TypeAlias = tuple[
+    tuple[int, tuple[int, ...], bytes], DeviceArray
+]  # the stream's key, the numbers; where they are
 
 
 class Runtime:
-    """The machine, whether the backend is open, and how many operations it has done."""
+    """The machine, whether the backend is open, how many operations it has done, integers lately sent to the device."""
 
-    __slots__ = ("is_open", "machine", "num_operations")
+    __slots__ = ("_sent", "is_open", "machine", "num_operations")
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.is_open = True
         self.num_operations = 0
+        self._sent: tuple[Sent, ...] = ()
 
     def take(self, operation: str, argument: str, tensor: object) -> CupyTensor:
         """The operand; counts the operation. Raises BackendError after shutdown and for another backend's tensor."""
@@ -82,8 +88,18 @@ class Runtime:
             return CupyTensor(self.machine, narrow(xp, values, kind), kind)
 
     def indices(self, values: NDArray[np.int64]) -> DeviceArray:
-        """Host integers on the device."""
-        return self.machine.xp.asarray(np.ascontiguousarray(values, dtype=np.int64))
+        """Host integers on the device, to be read only.  [BK-CUPY-53]
+
+        All layers of a model ask for the same positions, block tables and lengths: equal numbers are sent once, unless
+        in another stream, which may come to read them before they are there.
+        """
+        key = self.machine.stream_key(), values.shape, values.tobytes()
+        for known, array in self._sent:
+            if known == key:
+                return array
+        array = self.machine.to_device(np.array(values, dtype=np.int64))
+        self._sent = ((key, array), *self._sent[: _MOST_SENT - 1])
+        return array
 
 
 def packable(length: int, *arrays: DeviceArray) -> np.int32:

@@ -104,7 +104,10 @@ class SequenceDecodeBackend(DecodeBackend, Generic[Held]):
                 f"the number of tokens cached of {cache_key!r}"
             )
         if not 0 <= token_id < self._config.vocab_size:
-            raise BackendError(f"decode_step: token_id: got {token_id}, expected [0, {self._config.vocab_size})")
+            raise BackendError(
+                f"decode_step: token_id: got {token_id}, expected [0, {self._config.vocab_size}); "
+                "the tokenizer and the model disagree"
+            )
         if position >= self._max_tokens:
             raise ResourceExhaustedError(
                 f"decode_step: {cache_key!r} holds {position} tokens, the whole context of {self._max_tokens}; "

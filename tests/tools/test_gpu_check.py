@@ -59,6 +59,20 @@ def test_each_stage_ends_as_it_did_and_the_summary_says_so(tool: Any, tmp_path: 
     assert (tmp_path / f"{check.stem}_parity_passed.json").exists()
 
 
+def test_a_backends_own_tests_end_as_pytest_does(tool: Any, tmp_path: Path) -> None:
+    check = tool.Check(tmp_path, "card", time.monotonic() + 600.0)
+    ends = {
+        "passed": "print('9 passed')",
+        "failed": "print('FAILED test_gpu.py::test_a_graph'); raise SystemExit(1)",
+        "left out": "import sys; print('No module named pytest', file=sys.stderr); sys.exit(1)",
+    }
+    for status, text in ends.items():
+        stage = check.run(tool.Stage("tests", "cupy", program(text)))
+        assert stage.status == status
+    assert "test_a_graph" in check.stages[1].message
+    assert all((tool.ROOT / path).is_file() for path in tool.TESTS.values())
+
+
 def test_a_stage_that_hangs_is_stopped_with_its_children(tool: Any, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setitem(tool.LIMITS_S, "model", 6.0)
     check = tool.Check(tmp_path, "card", time.monotonic() + 600.0)
@@ -84,15 +98,54 @@ def test_without_time_left_nothing_is_started_and_that_is_no_success(tool: Any, 
     assert tool.Check(tmp_path, "card", 0.0).exit_code() == 2
 
 
+def test_goals_are_told_for_each_kernel_and_type(tool: Any) -> None:
+    """One backend that reaches the bandwidth is enough; one that falls behind torch is too many."""
+
+    def stage(backend: str, dtype: str, *rows: tuple[str, float, float | None, bool]) -> Any:
+        told = [
+            {
+                "kernel": kernel,
+                "is_goal": is_goal,
+                "share_of_floor": {"torch's own": 0.99, backend: share},
+                "times_torch": {} if ratio is None else {backend: ratio},
+                "starved": [] if ratio != 1.26 else [backend, "torch's own"],
+            }
+            for kernel, share, ratio, is_goal in rows
+        ]
+        return tool.Stage("kernels", backend, [], dtype, document={"rows": told})
+
+    stages = [
+        tool.Stage("parity", "cupy", [], "bf16", document={"cells": []}),
+        stage("cupy", "bf16", ("rms_norm", 0.71, 1.0, True), ("q4_0", 0.5, None, True), ("linear", 0.2, 9.0, False)),
+        stage("torch", "bf16", ("rms_norm", 0.6, 1.26, True), ("q4_0", 0.69, None, True)),
+        stage("cupy", "fp32", ("rms_norm", 0.7, 1.25, True)),
+        tool.Stage("kernels", "numba-cuda", [], "fp32"),  # stopped before its first kernel
+    ]
+    found = {(goal["kernel"], goal["dtype"]): goal for goal in tool.goals(stages)}
+    assert list(found) == [("rms_norm", "bf16"), ("q4_0", "bf16"), ("rms_norm", "fp32")]
+    verdicts = {key: (goal["reaches_bandwidth"], goal["keeps_up_with_torch"]) for key, goal in found.items()}
+    assert list(verdicts.values()) == [(True, False), (False, True), (True, True)]
+    assert (
+        "cupy 71% of copy bandwidth, 70% MET; BEHIND torch: torch 1.26; the host has its part in the time of torch"
+        in found[("rms_norm", "bf16")]["words"]
+    )
+    assert "torch 69% of copy bandwidth, 70% MISSED; torch has none" in found[("q4_0", "bf16")]["words"]
+
+
 @pytest.mark.slow
-def test_the_whole_of_it_on_the_cpu(tmp_path: Path) -> None:
+def test_the_whole_of_it_on_the_cpu(tool: Any, tmp_path: Path) -> None:
     options = ["--card", "none", "--device", "cpu", "--quick", "--backends", "torch,cupy", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, str(TOOL), *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "parity cupy: left out" in done.stdout
+    assert "parity cupy bf16: left out" in done.stdout
     (summary,) = tmp_path.glob("*_none_summary.json")
-    statuses = {(s["kind"], s["backend"]): s["status"] for s in json.loads(summary.read_text())["stages"]}
-    assert statuses[("parity", "torch")] == statuses[("kernels", "torch")] == "passed"
+    told = json.loads(summary.read_text())
+    statuses = {(s["kind"], s["backend"], s["dtype"]): s["status"] for s in told["stages"]}
+    assert [key for key in statuses if key[1] == "cupy"] == [("parity", "cupy", "bf16")]
+    passed = [("parity", "torch", dtype) for dtype in tool.JUDGED_DTYPES]
+    passed += [("kernels", "torch", dtype) for dtype in tool.DTYPES]
+    assert [statuses[key] for key in passed] == ["passed"] * 5
+    assert {goal["dtype"] for goal in told["goals"]} <= set(tool.DTYPES)
 
 
 def test_the_random_model_is_judged(tmp_path: Path) -> None:

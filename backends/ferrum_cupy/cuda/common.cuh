@@ -53,6 +53,17 @@ __device__ __forceinline__ float widen(T value) { return bfloat_to_float(value);
 __device__ __forceinline__ T narrow(float value) { return float_to_bfloat(value); }
 #endif
 
+// x sigmoid(x); one exponential, and below -80, where it is nearly subnormal, its root twice; -0 at -inf
+__device__ __forceinline__ float silu_of(float x) {
+    float shrunk = expf(-fabsf(x));
+    if (x < -80.0f) {
+        if (x == -INFINITE) return -0.0f;
+        float root = expf(x * 0.5f);
+        return x * root * root;
+    }
+    return __fdividef(x < 0.0f ? x * shrunk : x, 1.0f + shrunk);
+}
+
 // Sixteen bytes: what one thread moves in one instruction, as four words. Callers see to the alignment.
 #if STORAGE == 0
 #define PACK 4

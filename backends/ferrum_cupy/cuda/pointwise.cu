@@ -1,17 +1,6 @@
 // Activations, arithmetic and rotary positions: a thread a pack where addresses and sizes allow (`packed`), else an element.
 // Clauses: BK-CUPY-POINT-1..2, BK-CUPY-40..41, KN-SILU-*, KN-GELU-*, KN-ROPE-*.
 
-// x sigmoid(x); one exponential, and below -80, where it is nearly subnormal, its root twice; -0 at -inf
-__device__ __forceinline__ float silu_of(float x) {
-    float shrunk = expf(-fabsf(x));
-    if (x < -80.0f) {
-        if (x == -INFINITE) return -0.0f;
-        float root = expf(x * 0.5f);
-        return x * root * root;
-    }
-    return __fdividef(x < 0.0f ? x * shrunk : x, 1.0f + shrunk);
-}
-
 // gelu in float64: x Phi(x) cancels in the negative tail otherwise; -0 at -inf
 __device__ __forceinline__ float gelu_of(float x) {
     if (x == -INFINITE) return -0.0f;

@@ -8,7 +8,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from ferrum_cupy.host.streams import HostQueue, HostStream
 from ferrum_cupy.machine import DeviceArray, DeviceStream, Machine, source_of
+from ferrum_cupy.storage import narrow
 from ferrum_ref.errors import BackendError, ResourceExhaustedError, UnsupportedError
 from ferrum_ref.types.devices import DataType, Device
 
@@ -56,6 +58,7 @@ class Host(Machine):
         self._folder = folder or Path(tempfile.gettempdir()) / "ferrum-cupy-host"
         self._libraries: dict[tuple[str, tuple[tuple[str, int], ...]], ctypes.CDLL] = {}
         self.queue = HostQueue()
+        self._launches = HostStream(self.queue)
 
     def launch(
         self,
@@ -99,12 +102,20 @@ class Host(Machine):
             made.replace(built)
         return built
 
+    def to_device(self, array: Any) -> DeviceArray:
+        return np.array(array)
+
+    def stream_key(self) -> int:
+        return 0
+
     def to_host(self, array: DeviceArray) -> Any:
         return array
 
-    def multiply(self, a: DeviceArray, b: DeviceArray, dtype: DataType) -> DeviceArray:
-        wide = [_widened(part, dtype) for part in (a, b)]
-        return np.asarray(wide[0] @ wide[1].T)
+    def multiply(self, a: DeviceArray, b: DeviceArray, dtype: DataType, *, is_rounded: bool = False) -> DeviceArray:
+        return _product(a, b.T, dtype, is_rounded)
+
+    def multiply_many(self, a: DeviceArray, b: DeviceArray, dtype: DataType) -> DeviceArray:
+        return _product(a, b, dtype, True)
 
     def check_graphs(self) -> None:
         raise UnsupportedError("decode: the host machine records no graphs; leave use_graphs off")
@@ -159,9 +170,26 @@ class Host(Machine):
     def new_stream(self) -> HostStream:
         return HostStream(self.queue)
 
+    def current_stream(self) -> HostStream:
+        return self._launches
+
+    @contextmanager
+    def using(self, stream: DeviceStream) -> Iterator[None]:
+        """Kernels run at once, but count as done only when somebody has waited for the stream."""
+        if not isinstance(stream, HostStream):
+            raise BackendError(f"using: stream: got {type(stream).__name__}, expected a stream of the host")
+        stream.submit(lambda: None)
+        yield
+
     @property
     def truncates(self) -> bool:
         return False
+
+
+def _product(a: DeviceArray, b: DeviceArray, dtype: DataType, is_rounded: bool) -> Any:
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        sums = np.asarray(_widened(a, dtype) @ _widened(b, dtype))
+        return narrow(np, sums, dtype) if is_rounded else sums
 
 
 def _widened(array: Any, dtype: DataType) -> Any:

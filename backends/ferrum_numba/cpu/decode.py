@@ -11,7 +11,6 @@ Clauses: BK-NCPU-18..20, BK-NCPU-23..24 (specs/backend_numba.md), DB-* (specs/de
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -35,36 +34,34 @@ from ferrum_numba.cpu.stepping import (
     work,
 )
 from ferrum_numba.cpu.tensor import NumbaTensor
-from ferrum_ref.errors import BackendError, NotFoundError, ResourceExhaustedError
-from ferrum_ref.interfaces.decode_backend import DecodeBackend
+from ferrum_ref.interfaces.decode_sequences import SequenceDecodeBackend, check_max_tokens, doubled_capacity
 from ferrum_ref.interfaces.tensor import TensorRef
 from ferrum_ref.interfaces.transformer import TransformerWeights
 from ferrum_ref.interfaces.weight_parts import DecoderMatrix
 
 Float32 = NDArray[np.float32]
-FIRST_CAPACITY_TOKENS: Final = 64
 TASKS_A_THREAD: Final = 4  # of a matrix product: more even out the threads, fewer cost less
 
 
 class SequenceCache:
     """K and V of every layer, float32 `(L, 2, capacity, G, D)`, of which `num_tokens` rows count."""
 
-    def __init__(self, layers: int, groups: int, size: int, most_tokens: int) -> None:
+    def __init__(self, layers: int, capacity: int, groups: int, size: int) -> None:
         self.num_tokens = 0
-        self.data = np.zeros((layers, 2, 0, groups, size), FLOAT32)
-        self._most_tokens = most_tokens
+        self.data = np.zeros((layers, 2, capacity, groups, size), FLOAT32)
 
     @property
     def capacity(self) -> int:
         return int(self.data.shape[2])
 
-    def reserve(self, num_tokens: int) -> None:
-        """Room for that many tokens in all, from 64 by doubling up to the context; what is cached stays."""
-        if num_tokens <= self.capacity:
-            return
-        wanted = min(max(num_tokens, 2 * self.capacity, FIRST_CAPACITY_TOKENS), self._most_tokens)
+    def size_bytes(self) -> int:
+        """Bytes allocated."""
+        return self.data.nbytes
+
+    def grow(self, capacity: int) -> None:
+        """Room for `capacity` tokens in all; what is cached stays."""
         layers, two, _, groups, size = self.data.shape
-        grown = np.zeros((layers, two, max(num_tokens, wanted), groups, size), FLOAT32)
+        grown = np.zeros((layers, two, capacity, groups, size), FLOAT32)
         grown[:, :, : self.num_tokens] = self.data[:, :, : self.num_tokens]
         self.data = grown
 
@@ -136,11 +133,8 @@ class DecodeWeights:
         return found
 
 
-class NumbaDecodeBackend(DecodeBackend):
-    """Keeps K/V by key; a call that raises has changed nothing.
-
-    [BK-NCPU-18..20, BK-NCPU-23..24, DB-STEP-1..6, DB-INIT-1..4]
-    """
+class NumbaDecodeBackend(SequenceDecodeBackend[SequenceCache]):
+    """Keeps K/V by key; a call that raises has changed nothing.  [BK-NCPU-18..20, BK-NCPU-23..24]"""
 
     def __init__(
         self, weights: TransformerWeights, *, weights_format: str = "stored", max_tokens: int | None = None
@@ -149,16 +143,13 @@ class NumbaDecodeBackend(DecodeBackend):
         or "int8", "q8_0" or "q4_0", to which every matrix but the embedding is quantised here.  `max_tokens` bounds
         the context below that of the weights.
 
-        Raises InvalidParameterError for another format; ShapeError where blocks of 32 do not fit a matrix;
-        UnsupportedError for packed matrices that `quantized_linear` does not take.
+        Raises InvalidParameterError for another format or a bound below 1; ShapeError where blocks of 32 do not fit a
+        matrix; UnsupportedError for packed matrices that `quantized_linear` does not take.
         """
-        self._config = weights.config()
+        check_max_tokens("NumbaDecodeBackend", max_tokens)
+        super().__init__(weights.config(), weights.element_type(), max_tokens)
         self.weights_format = weights_format
         self._weights = DecodeWeights(weights, weights_format)
-        self._element = weights.element_type()
-        self._max_tokens = min(max_tokens or self._config.max_seq_len, self._config.max_seq_len)
-        self._caches: dict[str, SequenceCache] = {}
-        self._lock = threading.Lock()
         config, heads, size = self._config, self._config.num_attention_heads, self._config.head_dim
         self._counters = np.zeros((PHASES_A_LAYER * config.num_layers + 1) * COUNTER_BYTES // 8, np.int64)
         self._qkv = np.empty((heads + 2 * config.num_kv_heads) * size, FLOAT32)
@@ -170,56 +161,26 @@ class NumbaDecodeBackend(DecodeBackend):
         return f"numba-cpu decode step, {' and '.join(sorted(self._weights.formats))} weights"
 
     @property
-    def max_tokens(self) -> int:
-        """Longest sequence, in tokens."""
-        return self._max_tokens
-
-    @property
     def weights_bytes(self) -> int:
         """Bytes of matrices that a step reads: all but the embedding."""
         return self._weights.num_bytes
 
-    def decode_step(self, token_id: int, position: int, cache_key: str) -> NumbaTensor:
-        """Logits `[1, 1, V]` after `token_id`.  [DB-STEP-1..6; D-43]"""
-        with self._lock:
-            cache = self._existing(cache_key)
-            self._check_step(cache, token_id, position, cache_key)
-            cache.reserve(position + 1)
-            logits = np.empty((1, 1, self._config.vocab_size), FLOAT32)
-            self._launch(cache, self._weights.row(token_id), position, logits)
-            cache.num_tokens += 1
-        return NumbaTensor(round_to(logits, NUMPY_TYPES[self._element]))
-
-    def init_kv_cache(self, cache_key: str, kv_data: Sequence[tuple[TensorRef, TensorRef]], prefill_len: int) -> None:
-        """Copy a prefill's K and V, `[S, G, D]` a layer; replaces an existing key.  [DB-INIT-1..4]"""
-        self._check_handover(cache_key, kv_data, prefill_len)
+    def _begun(self, kv_data: Sequence[tuple[TensorRef, TensorRef]], prefill_len: int) -> SequenceCache:
         config = self._config
-        cache = SequenceCache(config.num_layers, config.num_kv_heads, config.head_dim, self._max_tokens)
-        cache.reserve(max(1, prefill_len))
+        capacity = doubled_capacity(max(1, prefill_len), self._max_tokens)
+        cache = SequenceCache(config.num_layers, capacity, config.num_kv_heads, config.head_dim)
         for layer, pair in enumerate(kv_data):
             for index, tensor in enumerate(pair):
                 cache.data[layer, index, :prefill_len] = widen(tensor.to_numpy()[:prefill_len], "init_kv_cache")
         cache.num_tokens = prefill_len
-        with self._lock:
-            self._caches[cache_key] = cache
+        return cache
 
-    def has_kv_cache(self, cache_key: str) -> bool:
-        with self._lock:
-            return cache_key in self._caches
-
-    def release_kv_cache(self, cache_key: str) -> None:
-        with self._lock:
-            self._caches.pop(cache_key, None)
-
-    def cached_tokens(self, cache_key: str) -> int:
-        """Tokens cached of a sequence (extension). Raises NotFoundError. Pure."""
-        with self._lock:
-            return self._existing(cache_key).num_tokens
-
-    def size_bytes(self) -> int:
-        """Bytes of all caches (extension). Pure."""
-        with self._lock:
-            return sum(cache.data.nbytes for cache in self._caches.values())
+    def _stepped(self, sequence: SequenceCache, token_id: int, position: int) -> NumbaTensor:
+        if position >= sequence.capacity:
+            sequence.grow(doubled_capacity(position + 1, self._max_tokens))
+        logits = np.empty((1, 1, self._config.vocab_size), FLOAT32)
+        self._launch(sequence, self._weights.row(token_id), position, logits)
+        return NumbaTensor(round_to(logits, NUMPY_TYPES[self._element]))
 
     def _launch(self, cache: SequenceCache, embedding: Float32, position: int, logits: Float32) -> None:
         config, weights = self._config, self._weights
@@ -241,50 +202,3 @@ class NumbaDecodeBackend(DecodeBackend):
             *(address_of(array) for array in (self._qkv, self._parts, self._both, self._updates, logits)),
             *(float(config.rms_norm_eps), size**-0.5),
         )
-
-    def _existing(self, cache_key: str) -> SequenceCache:
-        if cache_key not in self._caches:
-            raise NotFoundError(f"decode_step: cache_key: {cache_key!r} is unknown; hand a prefill over first")
-        return self._caches[cache_key]
-
-    def _check_step(self, cache: SequenceCache, token_id: int, position: int, cache_key: str) -> None:
-        if position != cache.num_tokens:
-            raise BackendError(
-                f"decode_step: position: got {position} for {cache_key!r}, which holds {cache.num_tokens} tokens; "
-                "a token's position is the number of tokens before it"
-            )
-        if not 0 <= token_id < self._config.vocab_size:
-            raise BackendError(
-                f"decode_step: token_id: got {token_id}, expected 0 <= token_id < {self._config.vocab_size}; "
-                "the tokenizer and the model disagree"
-            )
-        if position >= self._max_tokens:
-            raise ResourceExhaustedError(
-                f"decode_step: {cache_key!r} holds {position} tokens, the whole context of {self._max_tokens}; "
-                "release it or generate less"
-            )
-
-    def _check_handover(self, cache_key: str, kv_data: Sequence[tuple[TensorRef, TensorRef]], prefill_len: int) -> None:
-        config = self._config
-        if prefill_len < 0 or len(kv_data) != config.num_layers:
-            raise BackendError(
-                f"init_kv_cache: {cache_key!r}: got {len(kv_data)} layers and prefill_len {prefill_len}, "
-                f"expected {config.num_layers} pairs (K, V) and a length of 0 or more"
-            )
-        if prefill_len > self._max_tokens:
-            raise ResourceExhaustedError(
-                f"init_kv_cache: {cache_key!r}: {prefill_len} tokens exceed the context of {self._max_tokens}"
-            )
-        for layer, pair in enumerate(kv_data):
-            for part, tensor in zip("KV", pair, strict=True):
-                shape = tensor.shape()
-                if len(shape) != 3 or shape[0] < prefill_len or shape[1:] != (config.num_kv_heads, config.head_dim):
-                    raise BackendError(
-                        f"init_kv_cache: {cache_key!r}: {part} of layer {layer} has shape {shape}, expected "
-                        f"[at least {prefill_len}, {config.num_kv_heads}, {config.head_dim}] (tokens, heads, head size)"
-                    )
-                if tensor.dtype() is not self._element:
-                    raise BackendError(
-                        f"init_kv_cache: {cache_key!r}: {part} of layer {layer} is {tensor.dtype()}, "
-                        f"expected {self._element} like the weights; convert it with to_dtype"
-                    )

@@ -1,7 +1,8 @@
 """Kernels of matrix products with stored weights: one or a few rows of x times every row of the weight.
 
 The weight is read once, four rows at a time, each row group meeting all rows of x while it is in cache; more rows of x
-than that are better served by `products`. What depends on the kind of weight is a routine of each kind, compiled when it is first used.
+than that are better served by `products`. What depends on the kind of weight is a routine of each kind, compiled when
+it is first used.
 Clauses: BK-NCPU-12..13, BK-NCPU-22 (specs/backend_numba.md), KN-QLINEAR-* (specs/kernels.md).
 """
 

@@ -143,7 +143,7 @@ def test_attention_says_what_it_does_not_do(host: Any) -> None:
 
 
 @pytest.mark.clause("BK-CUPY-10", "BK-CUPY-5")
-def test_write_kv(host: Any) -> None:
+def test_write_kv(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     factory, write = host.tensor_factory(), host.kernel_ops().attention_ops().write_kv
     cache, rows = factory.zeros((2, 3, 1, 4), DataType.FP16, Device.CPU), draw(host, 4, 1, 4, dtype=DataType.FP16)
     write(cache, rows, [5, -1, 0, 5])
@@ -156,10 +156,36 @@ def test_write_kv(host: Any) -> None:
         with pytest.raises(BackendError):
             write(cache, other, slots)
     assert np.array_equal(cache.to_numpy(), before)
+    sent: list[Any] = []
+    really = host._machine.to_device
+    monkeypatch.setattr(host._machine, "to_device", lambda array: sent.append(array) or really(array))
+    write(cache, rows, [2, 3, 3, 2])  # some twice, none nowhere
+    assert np.array_equal(cache.to_numpy().reshape(6, 4)[2:4], new[[3, 2]])
+    assert all(len(set(array.tolist())) == len(array) for array in sent)  # a GPU writes equal slots in any order
+    write(cache, rows.view((0, 0, 0), (2, 1, 4)), [-1, 1])  # no slot twice, one of them nowhere
+    assert np.array_equal(cache.to_numpy().reshape(6, 4)[1], new[1])
+    assert np.array_equal(cache.to_numpy().reshape(6, 4)[5], new[3])
     frozen = np.zeros((2, 1, 4), np.float32)
     frozen.flags.writeable = False
     with pytest.raises(BackendError, match="read-only"):
         write(factory.from_numpy(frozen), draw(host, 1, 1, 4), [0])
+
+
+@pytest.mark.clause("BK-CUPY-9")
+def test_blocks_that_are_needed_must_exist(host: Any) -> None:
+    q, cache, params = draw(host, 2, 2, 64), draw(host, 3, 4, 2, 64), AttentionParams(2, 2, 64, 0.1, True)
+
+    def attend(table: Any, lengths: Any) -> Any:
+        attention = host.kernel_ops().attention_ops().paged_attention
+        return attention(q, cache, cache, table, params, context_lens=lengths).to_numpy()
+
+    expected = attend([[0, 1], [2, 0]], [8, 4])
+    for unneeded in (-1, 3, 10**9):
+        assert np.array_equal(attend([[0, 1], [2, unneeded]], [8, 4]), expected)
+        with pytest.raises(BackendError, match=rf"block_table\[1\] names block {unneeded}, expected 0 <= block < 3"):
+            attend([[0, 1], [2, unneeded]], [8, 5])
+    with pytest.raises(BackendError, match=r"context_lens\[0\] is 9, expected 0 <= length <= 8"):
+        attend([[0, 1], [2, 0]], [9, 4])
 
 
 @pytest.mark.clause("BK-CUPY-11")

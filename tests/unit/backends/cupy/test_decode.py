@@ -68,6 +68,25 @@ def test_every_position_of_a_text(host: Any, tiny_llama: Any, variant: dict[str,
     assert np.abs(steps(started(host, tiny), IDS) - exact).max() <= bound  # 24 tokens: beyond the first capacity of 16
 
 
+@pytest.mark.clause("BK-CUPY-18")
+@pytest.mark.parametrize("dtype", [DataType.BF16, DataType.FP32])
+@pytest.mark.parametrize(("biases", "each"), [({}, 11), ({"attention_bias": True, "mlp_bias": True}, 14)])
+def test_a_layer_is_so_many_launches(
+    host: Any, tiny_llama: Any, monkeypatch: pytest.MonkeyPatch, dtype: DataType, biases: Any, each: int
+) -> None:
+    tiny = tiny_llama(7, **biases)
+    decode = started(host, tiny, dtype)
+    counted: list[str] = []
+    launch, multiply = host._machine.launch, host._machine.multiply
+    monkeypatch.setattr(host._machine, "launch", lambda *given: counted.append(given[1]) or launch(*given))
+    monkeypatch.setattr(
+        host._machine, "multiply", lambda *given, **more: counted.append("gemm") or multiply(*given, **more)
+    )
+    steps(decode, IDS[:1])
+    assert len(counted) == each * tiny.config.num_layers + 3  # the token's row, the first norm, the head
+    assert counted.count("gemm") == 4 * tiny.config.num_layers + 1
+
+
 @pytest.mark.clause("BK-CUPY-17", "DB-INIT-1", "DB-CACHE-1", "DB-CACHE-3")
 def test_sequences_are_independent_and_a_hand_over_goes_on(host: Any, tiny_llama: Any) -> None:
     decode = started(host, tiny_llama(7), DataType.BF16)

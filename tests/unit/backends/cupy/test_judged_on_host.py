@@ -13,8 +13,6 @@ from ferrum_ref.parity.subject import BackendSubject
 from ferrum_ref.parity.units import STORAGES
 
 QUICK_HEADS = (64, 80)  # a kernel of its own is compiled for each head size
-NOT_OFFERED = {"batch_matmul", "stack", "unstack", "pad_batch", "matmul_async", "softmax_async"}
-LONG = {"decode_step"}  # whole decoders: one case by default
 WITH_HEADS = {"attention", "paged_attention"}
 
 
@@ -28,7 +26,7 @@ def head_size(case: Any) -> int | None:
 def chosen(name: str, every: bool) -> Iterator[int]:
     """Small cases; of attention only those of two head sizes unless `every`."""
     for index, case in enumerate(operation_named(name).cases):
-        quick = index == 4 if name in LONG else name not in WITH_HEADS or head_size(case) in QUICK_HEADS
+        quick = name not in WITH_HEADS or head_size(case) in QUICK_HEADS
         if case.small and (every or quick):
             yield index
 
@@ -43,10 +41,21 @@ def judge(host: Any, name: str, dtype: str, every: bool) -> int:
 
 
 @pytest.mark.clause(
-    "BK-CUPY-3", "BK-CUPY-6", "BK-CUPY-7", "BK-CUPY-8", "BK-CUPY-9", "BK-CUPY-11", "BK-CUPY-14", "BK-CUPY-17"
+    "BK-CUPY-3",
+    "BK-CUPY-6",
+    "BK-CUPY-7",
+    "BK-CUPY-8",
+    "BK-CUPY-9",
+    "BK-CUPY-11",
+    "BK-CUPY-14",
+    "BK-CUPY-17",
+    "BK-CUPY-47",
+    "BK-CUPY-48",
+    "BK-CUPY-50",
+    "BK-CUPY-52",
 )
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", [op.name for op in OPERATIONS if op.name not in NOT_OFFERED])
+@pytest.mark.parametrize("name", [op.name for op in OPERATIONS])
 def test_an_operation_within_its_bound(host: Any, name: str, dtype: str) -> None:
     assert judge(host, name, dtype, every=False) > 0
 
@@ -54,10 +63,6 @@ def test_an_operation_within_its_bound(host: Any, name: str, dtype: str) -> None
 @pytest.mark.slow
 @pytest.mark.clause("BK-CUPY-3", "BK-CUPY-9")
 @pytest.mark.parametrize("dtype", list(STORAGES))
-@pytest.mark.parametrize("name", [op.name for op in OPERATIONS if op.name not in NOT_OFFERED])
+@pytest.mark.parametrize("name", [op.name for op in OPERATIONS])
 def test_every_small_case(host: Any, name: str, dtype: str) -> None:
     assert judge(host, name, dtype, every=True) > 0
-
-
-def test_what_is_not_offered_is_known() -> None:
-    assert {op.name for op in OPERATIONS} >= NOT_OFFERED

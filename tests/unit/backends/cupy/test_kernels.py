@@ -181,3 +181,58 @@ def test_silu_keeps_its_digits_where_the_exponential_is_subnormal(host: Any) -> 
     found = host.tensor_ops().silu(host.tensor_factory().from_numpy(x)).to_numpy()
     exact = wide / (1.0 + np.exp(-wide))
     assert np.all(np.abs(found - exact) <= 5.0 * 2 * UNIT * np.abs(exact))
+
+
+@pytest.mark.clause("BK-CUPY-53")
+def test_equal_integers_are_sent_once() -> None:
+    """Lately sent ones, in the same stream; a list that is changed afterwards is another one."""
+    from ferrum_cupy.host import make_backend
+    from ferrum_cupy.runtime import Runtime
+
+    machine: Any = make_backend()._machine  # type: ignore[attr-defined]
+    sent: list[Any] = []
+    really, streams = machine.to_device, [0]
+    machine.to_device = lambda array: sent.append(array.tolist()) or really(array)
+    machine.stream_key = lambda: streams[0]
+    runtime = Runtime(machine)
+    given = np.arange(6)
+    first = runtime.indices(given)
+    assert runtime.indices(np.arange(6)) is first
+    given[2] = 7
+    assert runtime.indices(given).tolist() == [0, 1, 7, 3, 4, 5]
+    assert first.tolist() == [0, 1, 2, 3, 4, 5]
+    assert runtime.indices(np.arange(6).reshape(2, 3)).shape == (2, 3)
+    assert len(sent) == 3
+    streams[0] = 5
+    assert runtime.indices(np.arange(6)) is not first
+    streams[0] = 0
+    assert runtime.indices(np.arange(6)) is first
+    for number in range(20):
+        runtime.indices(np.array([number]))
+    assert len(sent) == 24
+    assert runtime.indices(np.arange(6)) is not first  # memory is not kept for ever
+
+
+@pytest.mark.clause("BK-CUPY-53")
+def test_a_step_sends_positions_and_tables_once(host: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers of a step: what is asked of each is the same."""
+    sent: list[tuple[int, ...]] = []
+    really = host._machine.to_device
+    monkeypatch.setattr(host._machine, "to_device", lambda array: sent.append(array.shape) or really(array))
+    factory, kernels = host.tensor_factory(), host.kernel_ops()
+    q, cache = (
+        factory.from_numpy(np.ones((3, 4, 64), np.float32)),
+        factory.from_numpy(np.ones((9, 4, 2, 64), np.float32)),
+    )
+    rows, tables = (
+        factory.from_numpy(np.ones((3, 2, 64), np.float32)),
+        factory.from_numpy(np.ones((40, 32), np.float32)),
+    )
+    params = AttentionParams(4, 2, 64, 0.125, True)
+    positions, blocks, lengths = [30, 31, 33], [[0, 1, -1], [2, 3, 4], [5, 99, 99]], [7, 12, 4]
+    for _ in range(2):
+        kernels.position_ops().rotary_embedding(q.reshape((1, 3, 4, 64)), tables, tables, positions)
+        for each in (cache, cache):
+            kernels.attention_ops().write_kv(each, rows, [6, 19, 23])
+        kernels.attention_ops().paged_attention(q, cache, cache, blocks, params, context_lens=lengths)
+    assert sorted(sent) == [(3,), (3,), (3,), (3, 3)]

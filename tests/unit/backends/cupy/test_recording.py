@@ -1,4 +1,4 @@
-"""Recording a graph, with a stand-in for CuPy's streams: where memory comes from, and what a failure leaves behind."""
+"""Graphs and streams, with a stand-in for CuPy's: where memory comes from, what a failure leaves behind, who waits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("cupy")
 
-from ferrum_ref.errors import BackendError, ResourceExhaustedError
+from ferrum_ref.errors import BackendError, ResourceExhaustedError, UnsupportedError
 
 
 class Failure(RuntimeError):
@@ -61,7 +61,8 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Any:
         Stream=lambda **_: Stream(log),
         get_current_stream=lambda: Stream(log),
         using_allocator=using_allocator,
-        runtime=SimpleNamespace(CUDARuntimeError=Failure),
+        Event=lambda **flags: SimpleNamespace(flags=flags, done=False, synchronize=lambda: log.append("waited")),
+        runtime=SimpleNamespace(CUDARuntimeError=Failure, streamPerThread=2),
         driver=SimpleNamespace(CUDADriverError=Failure),
         memory=SimpleNamespace(OutOfMemoryError=NoMemory),
     )
@@ -104,3 +105,24 @@ def test_a_recording_that_fails_ends_the_capture(recording: Any, raised: Any, ex
     with pytest.raises(expected, match=r"record: .*not while capturing"):
         recording.gpu.record(step)
     assert recording.log[-2:] == ["end_capture", "no stream"]
+
+
+@pytest.mark.clause("BK-CUPY-51")
+def test_another_thread_launches_into_the_callers_stream(recording: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = recording.gpu.current_stream()
+    with recording.gpu.using(stream):
+        done = stream.record()
+        stream.wait(done)
+    assert recording.log == ["stream", "record", "wait_event", "no stream"]
+    assert done.event.flags == {"block": True, "disable_timing": True}  # who waits for it sleeps
+    assert not done.is_done
+    done.synchronize()
+    assert recording.log[-1] == "waited"
+    for call in (lambda: stream.wait(object()), lambda: recording.gpu.using(object()).__enter__()):
+        with pytest.raises(BackendError, match="of a GPU"):
+            call()
+    from ferrum_cupy import gpu
+
+    monkeypatch.setattr(gpu.cupy.cuda, "get_current_stream", lambda: SimpleNamespace(ptr=2))
+    with pytest.raises(UnsupportedError, match="each thread's default stream is its own"):
+        recording.gpu.current_stream()

@@ -321,6 +321,21 @@ def test_sequences_are_independent_and_errors_change_nothing(backend: Any, tenso
     assert decode.size_bytes() == 4 * 2 * LAYERS * GROUPS * SIZE * (512 + 64)
 
 
+@pytest.mark.clause("DB-BASE-1", "DB-BASE-2")
+def test_room_doubles_and_keeps_what_is_cached(backend: Any, tensor: Any, prefill: Any) -> None:
+    """From 64 rows to 128 between two steps; the logits are those of a sequence that had the room at once."""
+    keys, values = (part[:, :63] for part in prefill)
+    tokens = TOKENS * 2
+    grown = backend.make_decode_backend(Weights(drawn(9), tensor), max_tokens=100)
+    check(stepped(grown, tensor, (keys, values), tokens), drawn(9), (keys, values), tokens)
+    row_bytes = 4 * 2 * LAYERS * GROUPS * SIZE
+    assert (grown.size_bytes(), grown.max_tokens) == (row_bytes * 100, 100)
+    grown.init_kv_cache("a", [(tensor(k), tensor(v)) for k, v in zip(keys, values, strict=True)], 63)
+    assert grown.size_bytes() == row_bytes * 64
+    with pytest.raises(InvalidParameterError, match="max_tokens is 0, expected at least 1"):
+        backend.make_decode_backend(Weights(drawn(9), tensor), max_tokens=0)
+
+
 @pytest.mark.model
 @pytest.mark.slow
 @pytest.mark.clause("BK-NCPU-18", "BK-NCPU-19")
