@@ -26,7 +26,7 @@ NO_MODEL = "none"
 QUESTION = "What is the capital of France?"
 NUM_GENERATED = 16
 MAX_FAILURES_SHOWN = 8
-TABLE_WIDTH = 150
+TABLE_WIDTH = 166
 MATRIX_WIDTH = 176
 
 
@@ -38,38 +38,54 @@ def add_parser(subparsers: Any) -> None:
         description="Run every operation of a backend on inputs that show where kernels go wrong, and compare each "
         "element with the float64 result. The largest permitted error is derived from the arithmetic that the backend "
         "declares; err/bound above 1 is a failure. Exit code 0: all passed, 1: something failed, 2: wrong usage.",
+        epilog="First: ferrum-ref parity --backend my_package:kernels --small, where kernels = {'rms_norm': my_norm} "
+        "and my_norm(x, weight, eps) takes and gives numpy arrays.",
     )
-    parser.add_argument("--backend", metavar="NAME", help="a backend's name, or package.module:factory")
+    parser.add_argument("--backend", metavar="NAME", help="a backend's name, or package.module:attribute")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu (default), cuda:0, ...")
-    parser.add_argument("--op", action="append", default=[], metavar="NAME", help="this operation; may be repeated")
-    parser.add_argument("--dtype", action="append", default=[], metavar="TYPE", help="fp32, fp16, bf16; repeatable")
-    parser.add_argument("--case", type=int, metavar="N", help="only case N; needs one --op")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="first seed of the random inputs (default 0)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="K", help="number of seeds (default 1)")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="start no case after that; skip the rest")
-    parser.add_argument("--small", action="store_true", help="leave out the cases that cost more than milliseconds")
-    parser.add_argument(
-        "--mutants", action="store_true", help="judge the judge instead: which suite kills which of its known bugs"
-    )
-    parser.add_argument(
-        "--invariance", action="store_true", help="run each batch twice and row by row: are the bits the same?"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with the worst cases drawn")
-    parser.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML, for build servers")
-    parser.add_argument("--waivers", type=Path, metavar="FILE", help="known failures with reasons and dates, in TOML")
-    parser.add_argument(
-        "--time-limit", type=float, default=60.0, metavar="SECONDS", help="of one case, in a process of its own (60)"
-    )
-    parser.add_argument("--in-process", action="store_true", help="judge in this process: for debuggers")
-    parser.add_argument(
+    _add_selection(parser.add_argument_group("what is judged"))
+    _add_reports(parser.add_argument_group("what comes of it"))
+    _add_running(parser.add_argument_group("how it runs"))
+    add_cache_option(parser)
+    parser.set_defaults(func=run)
+
+
+def _add_selection(group: Any) -> None:
+    group.add_argument("--op", action="append", default=[], metavar="NAME", help="this operation; may be repeated")
+    group.add_argument("--dtype", action="append", default=[], metavar="TYPE", help="fp32, fp16, bf16; repeatable")
+    group.add_argument("--case", type=int, metavar="N", help="only case N, told in full; needs one --op")
+    group.add_argument("--small", action="store_true", help="leave out the cases that cost more than milliseconds")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="first seed of the random inputs (default 0)")
+    group.add_argument("--seeds", type=int, default=1, metavar="K", help="number of seeds (default 1)")
+    group.add_argument(
         "--model",
         metavar="NAME",
         help=f"judge this model's layers and logits only; by default {DEFAULT_MODEL} comes after the operations when "
         f"it is on this machine; '{NO_MODEL}' leaves it out",
     )
-    add_cache_option(parser)
-    parser.set_defaults(func=run)
+    group.add_argument(
+        "--invariance",
+        action="store_true",
+        help="instead of bounds: the same call twice, rows alone, a later call: are the bits the same?",
+    )
+    group.add_argument(
+        "--mutants", action="store_true", help="judge the judge instead: which suite kills which of its known bugs"
+    )
+
+
+def _add_reports(group: Any) -> None:
+    group.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    group.add_argument("--html", type=Path, metavar="FILE", help="write one page with the worst cases drawn")
+    group.add_argument("--junit", type=Path, metavar="FILE", help="write JUnit XML, for build servers")
+    group.add_argument("--waivers", type=Path, metavar="FILE", help="known failures with reasons and dates, in TOML")
+
+
+def _add_running(group: Any) -> None:
+    group.add_argument("--budget", type=float, metavar="SECONDS", help="start no case after that; skip the rest")
+    group.add_argument(
+        "--time-limit", type=float, default=60.0, metavar="SECONDS", help="of one case, in a process of its own (60)"
+    )
+    group.add_argument("--in-process", action="store_true", help="judge in this process: for debuggers")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -170,10 +186,11 @@ def _print_invariance(args: argparse.Namespace, subject: Subject) -> int:
     from dataclasses import asdict
 
     from ferrum_ref.parity.invariance import check_all
-    from ferrum_ref.parity.ops.catalogue import OPERATIONS
+    from ferrum_ref.parity.ops.catalogue import EVERY
     from ferrum_ref.parity.report import invariance_table
 
-    found = list(check_all(subject, args.seed, [one for one in OPERATIONS if not args.op or one.name in args.op]))
+    operations = [one for one in EVERY if not args.op or one.name in args.op]
+    found = list(check_all(subject, args.seed, operations, args.dtype))
     if args.json:
         print(json.dumps([asdict(one) for one in found], indent=2))
     else:
@@ -275,6 +292,7 @@ def _judge_model(
 
 
 def _print_operations(args: argparse.Namespace, results: list[CaseResult], cells: list[Cell]) -> None:
+    from ferrum_ref.parity.cells import failures_in_turn
     from ferrum_ref.parity.report import case_lines, failure_lines, parity_table, summary_line
 
     out = _console()
@@ -288,11 +306,13 @@ def _print_operations(args: argparse.Namespace, results: list[CaseResult], cells
         )
         out.print("elements together, where one undeclared rounding shows; -: does not apply.")
         out.print(summary_line(cells))
-    failures = [failure for cell in cells for failure in cell.failures]
+    failures = failures_in_turn(cells)
     for failure in failures[:MAX_FAILURES_SHOWN]:
         out.print("\n".join(failure_lines(failure)), markup=False)
     if len(failures) > MAX_FAILURES_SHOWN:
-        out.print(f"... and {len(failures) - MAX_FAILURES_SHOWN} more; --json lists them all")
+        out.print(
+            f"... and {len(failures) - MAX_FAILURES_SHOWN} more; --op shows one operation's, --json lists them all"
+        )
     if args.case is not None and not failures:
         for result in results:
             out.print("\n".join(case_lines(result)), markup=False)

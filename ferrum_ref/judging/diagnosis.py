@@ -55,7 +55,8 @@ def diagnose(subject: Subject, results: Sequence[CaseResult]) -> list[Diagnosis]
 
 
 def _best(subject: Subject, operation: str, dtype: str, failures: Sequence[CaseResult]) -> Diagnosis | None:
-    bugs = [bug for bug in MUTANTS if bug.operation == operation]
+    names = (operation, operation_named(operation).algorithm_name)  # matmul_async is matmul by another way
+    bugs = [bug for bug in MUTANTS if bug.operation in names and dtype in bug.dtypes]
     counts = dict.fromkeys(range(len(bugs)), 0)
     for failure in failures:
         for index in _explaining(subject, bugs, failure):
@@ -82,7 +83,7 @@ def _explaining(subject: Subject, bugs: Sequence[Mutant], failure: CaseResult) -
         for index, bug in enumerate(bugs):
             try:
                 told = bug.run(inputs)
-            except (FerrumError, ValueError, IndexError, ZeroDivisionError):  # a bug that does not fit this shape
+            except (FerrumError, ValueError, IndexError, KeyError, ZeroDivisionError):  # it does not fit this case
                 continue
             if _agree(expected, outputs, told):
                 found.append(index)
@@ -93,7 +94,7 @@ def _agree(expected: Sequence[Expected], outputs: Sequence[Array], told: Sequenc
     if len(outputs) != len(told) or len(outputs) != len(expected):
         return False
     for wanted, ours, bug in zip(expected, outputs, told, strict=True):
-        if ours.shape != bug.shape or wanted.choice is not None:
+        if ours.shape != bug.shape or ours.dtype != wanted.dtype or wanted.choice is not None:
             return False
         first, second = ours.astype(np.float64), bug.astype(np.float64)
         same = (first == second) | (np.isnan(first) & np.isnan(second))

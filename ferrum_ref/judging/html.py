@@ -14,7 +14,7 @@ from typing import Any, Final
 import jinja2
 import numpy as np
 
-from ferrum_ref.parity.cells import Cell
+from ferrum_ref.parity.cells import Cell, failures_in_turn
 from ferrum_ref.parity.ops.catalogue import operation_named
 from ferrum_ref.parity.report import case_lines, summary_line
 from ferrum_ref.parity.runner import FAILED, CaseResult, draw_case
@@ -74,13 +74,8 @@ def html_page(title: str, cells: Sequence[Cell], subject: Subject | None, remark
 
 def worst_cases(cells: Sequence[Cell]) -> list[CaseResult]:
     """Every failure, or the cases nearest to their bound where nothing failed; at most 12. Pure."""
-    failures = [result for cell in cells for result in cell.failures]
-    if failures:
-        by_cell: dict[tuple[str, str], list[CaseResult]] = {}
-        for result in failures:
-            by_cell.setdefault((result.operation, result.dtype), []).append(result)
-        first = [found[0] for found in by_cell.values()]
-        return (first + [result for found in by_cell.values() for result in found[1:]])[:MAX_MAPS]
+    if failures := failures_in_turn(cells):
+        return failures[:MAX_MAPS]
     rated = [cell.worst for cell in cells if cell.worst is not None and math.isfinite(cell.worst.ratio_det)]
     return sorted(rated, key=lambda result: -result.ratio_det)[:MAX_MAPS]
 

@@ -28,12 +28,18 @@ def junit_xml(name: str, results: Iterable[CaseResult]) -> str:
             title = f"{result.dtype} case {result.case_index} seed {result.seed}: {result.label}"
             case = ElementTree.SubElement(suite, "testcase", classname=f"parity.{operation}", name=_printable(title))
             if result.status == FAILED:
-                failure = ElementTree.SubElement(case, "failure", message=_printable(result.message))
+                failure = ElementTree.SubElement(case, "failure", message=_printable(_message(result)))
                 failure.text = _printable("\n".join([*case_lines(result), f"run it again: {result.reproduce}"]))
             elif result.status != PASSED:
                 ElementTree.SubElement(case, "skipped", message=_printable(f"{result.status}: {result.message}"))
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _message(result: CaseResult) -> str:
+    """What a build server shows of a failure: the fault, and which elements are wrong."""
+    extent = result.verdict.extent if result.verdict is not None else ""
+    return "; ".join(filter(None, (result.message, extent)))
 
 
 def _printable(text: str) -> str:

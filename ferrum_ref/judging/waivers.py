@@ -3,16 +3,18 @@
     [[waiver]]
     operation = "linear"            # one operation
     dtype = "bf16"                  # one type, or "*"
-    probe = "needle"                # optional: only cases whose label holds this
+    probe = "tail of K"             # optional: only cases whose label holds this
+    at_most = 2.0                   # optional: only while err/bound is no larger; a crash is
     reason = "the vendor's GEMM rounds its partial sums; ticket 1234"
     expires = 2027-01-31
 
-Clauses: PA-WAIVER-1..4 (specs/judging.md).
+Clauses: PA-WAIVER-1..6 (specs/judging.md).
 """
 
 from __future__ import annotations
 
 import datetime
+import math
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from ferrum_ref.errors import FerrumIOError, InvalidFormatError
-from ferrum_ref.parity.ops.catalogue import EVERY
+from ferrum_ref.parity.ops.catalogue import EVERY, operation_named
 from ferrum_ref.parity.runner import FAILED, PASSED, WAIVED, CaseResult
 from ferrum_ref.parity.units import STORAGES
 
-_FIELDS = {"operation", "dtype", "probe", "reason", "expires"}
+_FIELDS = {"operation", "dtype", "probe", "at_most", "reason", "expires"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,7 @@ class Waiver:
     reason: str
     expires: datetime.date
     probe: str = ""
+    at_most: float = math.inf
 
     def covers(self, result: CaseResult) -> bool:
         """Whether the case is one of those it speaks of."""
@@ -44,6 +47,11 @@ class Waiver:
             and self.dtype in ("*", result.dtype)
             and (not self.probe or self.probe in result.label)
         )
+
+    def bears(self, result: CaseResult) -> bool:
+        """Whether a covered failure is no worse than what was known.  [PA-WAIVER-5]"""
+        ratios = (result.ratio_det, result.ratio_prob, result.ratio_sharp, result.ratio_statistical)
+        return max(ratio for ratio in ratios if ratio is not None) <= self.at_most
 
     @property
     def where(self) -> str:
@@ -54,7 +62,7 @@ def read_waivers(path: Path) -> list[Waiver]:
     """The waivers of a TOML file.  [PA-WAIVER-1]
 
     Raises FerrumIOError (cannot be read), InvalidFormatError naming the entry and the field: unknown or missing field,
-    unknown operation or type, an empty reason, no date.
+    unknown operation or type, a probe that no case has, a limit that is not above 1, an empty reason, no date.
     """
     try:
         document = tomllib.loads(path.read_text("utf-8"))
@@ -90,14 +98,19 @@ def _waiver(path: Path, number: int, entry: Any) -> Waiver:
         raise refuse(f"expires: got {expires!r}, expected a date such as 2027-01-31")
     if not isinstance(entry.get("probe", ""), str):
         raise refuse(f"probe: got {entry['probe']!r}, expected a text")
-    return Waiver(entry["operation"], entry["dtype"], entry["reason"], expires, entry.get("probe", ""))
+    probe, at_most = entry.get("probe", ""), entry.get("at_most", math.inf)
+    if not any(probe in case.label for case in operation_named(entry["operation"]).cases):
+        raise refuse(f"probe: no case of {entry['operation']} has {probe!r} in its label")
+    if isinstance(at_most, bool) or not isinstance(at_most, (int, float)) or not at_most > 1:
+        raise refuse(f"at_most: got {at_most!r}, expected an err/bound above 1")
+    return Waiver(entry["operation"], entry["dtype"], entry["reason"], expires, probe, float(at_most))
 
 
 def waived(results: Iterable[CaseResult], waivers: Sequence[Waiver], today: datetime.date) -> Iterator[CaseResult]:
     """The results with covered failures waived.  [PA-WAIVER-2..4]
 
     A waiver covers through its last day; later its cases fail and say so. A waiver whose cases all passed has outlived
-    its reason: the last of them comes out as a failure.
+    its reason: the last of them comes out as a failure. So does a failure that is worse than the waiver says.
     """
     seen: dict[Waiver, list[CaseResult]] = {}
     held: dict[Waiver, CaseResult] = {}
@@ -113,6 +126,9 @@ def waived(results: Iterable[CaseResult], waivers: Sequence[Waiver], today: date
             held[waiver] = result  # told last: it may have to fail
         elif today > waiver.expires:
             yield replace(result, message=f"{result.message}; its waiver expired on {waiver.expires} ({waiver.reason})")
+        elif not waiver.bears(result):
+            message = f"{result.message}; its waiver is for err/bound up to {waiver.at_most:g} ({waiver.reason})"
+            yield replace(result, message=message)
         else:
             yield replace(result, status=WAIVED, message=f"waived until {waiver.expires}: {waiver.reason}")
     for waiver, last in held.items():

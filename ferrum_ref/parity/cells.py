@@ -64,6 +64,13 @@ def gather(results: Iterable[CaseResult]) -> list[Cell]:
     return list(cells.values())
 
 
+def failures_in_turn(cells: Sequence[Cell]) -> list[CaseResult]:
+    """All failures: the worst of each cell, then the second of each, so that a few show every broken cell. Pure."""
+    worst_first = [sorted(cell.failures, key=lambda failure: -failure.ratio_det) for cell in cells]
+    rounds = max((len(failures) for failures in worst_first), default=0)
+    return [failures[turn] for turn in range(rounds) for failures in worst_first if turn < len(failures)]
+
+
 def has_failed(cells: Sequence[Cell]) -> bool:
     """True if any case of any cell failed."""
     return any(cell.counts[FAILED] for cell in cells)

@@ -69,9 +69,12 @@ class ErrorModel:
 
     @property
     def products_are_exact(self) -> bool:
-        """Two stored significands fit the accumulator, or the declaration says that products are never rounded."""
-        fits = 2 * self.storage.precision_bits <= ACCUMULATOR_BITS[self.algorithm.accumulate]
-        return fits or not self.algorithm.inexact_products
+        """Two stored significands fit the accumulator.
+
+        A fused multiply-add (`inexact_products=False`) does not save the rounding: the first product of a sum is then
+        rounded when it is added to zero, and meets K roundings as any other order has it.
+        """
+        return 2 * self.storage.precision_bits <= ACCUMULATOR_BITS[self.algorithm.accumulate]
 
     @property
     def factor_unit(self) -> float:
@@ -117,9 +120,20 @@ class ErrorModel:
         """Relative error of the declared extra roundings of intermediates to the storage type."""
         return float(gamma(self.algorithm.extra_roundings, self.storage.unit))
 
+    @property
+    def store(self) -> tuple[float, float]:
+        """(relative, absolute) roundoff of the final store: u_s and eta_s, or nothing.  [PA-STORE-1..2]
+
+        Storing costs no rounding where the storage type holds every number of the accumulator. Declared flushing takes
+        what is below the normal range all the same.
+        """
+        algorithm, storage = self.algorithm, self.storage
+        narrower = storage.precision_bits < ACCUMULATOR_BITS[algorithm.accumulate]
+        shorter = storage.smallest_normal > SMALLEST_NORMAL[algorithm.accumulate]
+        eta = storage.eta if narrower or shorter else 0.0
+        return storage.unit if narrower else 0.0, storage.smallest_normal if algorithm.flushes_subnormals else eta
+
     def stored(self, error: Array, value: Array) -> Array:
-        """B = (1 + u_s) e + u_s |y| + eta_s: the bound after one rounding to the storage type. [PA-STORE-1]"""
-        unit, eta = self.storage.unit, self.storage.eta
-        if self.algorithm.flushes_subnormals:
-            eta = self.storage.smallest_normal
+        """B = (1 + u_s) e + u_s |y| + eta_s: the bound after one rounding to the storage type. [PA-STORE-1..2]"""
+        unit, eta = self.store
         return (1.0 + unit) * error + unit * np.abs(value) + eta

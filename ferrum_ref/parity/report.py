@@ -13,6 +13,7 @@ from ferrum_ref.parity.cells import STATUSES, Cell
 from ferrum_ref.parity.invariance import Invariance
 from ferrum_ref.parity.runner import FAILED, PASSED, SKIPPED, UNSUPPORTED, WAIVED, CaseResult
 
+LITTLE_BEYOND = 4.0  # err/bound below which the arithmetic is suspected first, above which the computation
 MARKS = {UNSUPPORTED: "unsupp.", SKIPPED: "skipped", WAIVED: "waived"}
 
 
@@ -90,6 +91,8 @@ def case_lines(result: CaseResult) -> list[str]:
     tiers = {"prob": result.ratio_prob, "sharp": result.ratio_sharp, "statistical": result.ratio_statistical}
     others = "".join(f", {ratio:.4g} {tier}" for tier, ratio in tiers.items() if ratio is not None)
     lines.append(f"  {result.message or f'err/bound is at most {result.ratio_det:.4g} det{others}'}")
+    if hint := hint_of(result):
+        lines.append(f"  {hint}")
     verdict = result.verdict
     if verdict is not None and (verdict.coordinates or verdict.expected != verdict.got):
         place = ", ".join(f"{axis} {position}" for axis, position in verdict.coordinates) or "the one result"
@@ -97,7 +100,25 @@ def case_lines(result: CaseResult) -> list[str]:
             f"  {verdict.output} at {place}: expected {verdict.expected:.9g}, got {verdict.got:.9g}, "
             f"error {abs(verdict.got - verdict.expected):.3g}, bound {verdict.bound:.3g}"
         )
+        if verdict.extent:
+            lines.append(f"  {verdict.extent}")
     return lines
+
+
+def hint_of(result: CaseResult) -> str:
+    """What a failure of its kind mostly comes from, and what to do; "" where the message says all. Pure."""
+    verdict = result.verdict
+    if result.status != FAILED or verdict is None or not verdict.fault.startswith("err/bound"):
+        return ""
+    ratio = max(one for one in (verdict.ratio_det, verdict.ratio_prob, verdict.ratio_sharp) if one is not None)
+    if not math.isfinite(ratio):
+        return ""
+    if ratio < LITTLE_BEYOND and "got / expected" not in verdict.extent:  # roundings have no factor in common
+        return (
+            "so little beyond 1 is mostly a rounding, a coarser sum or function that is not declared: "
+            "take it out, or declare it (ferrum_ref.types.algorithm.Algorithm)"
+        )
+    return "no order of the declared arithmetic errs so much: other numbers are computed than asked for"
 
 
 def invariance_table(found: Sequence[Invariance], title: str) -> Table:
@@ -141,6 +162,7 @@ def result_as_json(result: CaseResult) -> dict[str, Any]:
             "expected": number(verdict.expected),
             "got": number(verdict.got),
             "bound": number(verdict.bound),
+            "extent": verdict.extent,
         }
     return {
         "case": result.case_index,

@@ -106,8 +106,8 @@ def run_case(subject: Subject, operation: Operation, storage: Storage, case_inde
         return report.result(UNSUPPORTED, error.message)
     except Exception as error:  # noqa: BLE001  whatever it is, it is the verdict on the subject
         return report.result(FAILED, f"raised {type(error).__name__}: {error}")
-    if _digests(inputs) != before:
-        return report.result(FAILED, "changed one of its inputs")
+    if changed := [name for name, digest in _digests(inputs).items() if digest != before[name]]:
+        return report.result(FAILED, f"changed its input {', '.join(changed)}, or what lies beside it; work on a copy")
     with np.errstate(all="ignore"):  # an accumulator that bounds nothing makes infinities and NaN
         expected = operation.expect(inputs, subject.declared(operation))
     return report.judged(expected, outputs)
@@ -142,8 +142,17 @@ def run(
             yield run_case(subject, operation, storage, case_index, seed)
 
 
-def _digests(inputs: Inputs) -> list[bytes]:
-    return [hashlib.blake2b(array.tobytes(), digest_size=16).digest() for array in inputs.arrays.values()]
+def _digests(inputs: Inputs) -> dict[str, bytes]:
+    """Of each array with all that its buffer holds, and of each setting: tables, lengths and parameters too."""
+    parts = {name: _buffer(array).tobytes() for name, array in inputs.arrays.items()}
+    for name, setting in inputs.settings.items():
+        parts[name] = setting.tobytes() if isinstance(setting, np.ndarray) else repr(setting).encode()
+    return {name: hashlib.blake2b(part, digest_size=16).digest() for name, part in parts.items()}
+
+
+def _buffer(array: Array) -> Array:
+    """The array that a view is a view of."""
+    return array.base if isinstance(array.base, np.ndarray) else array
 
 
 @dataclass(slots=True)

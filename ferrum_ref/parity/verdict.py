@@ -1,17 +1,19 @@
 """err / bound of every element of an output, and where the worst of it lies.
 
-Clauses: PA-VERDICT-1..5, PA-TIER-1..4.
+Clauses: PA-VERDICT-1..5, PA-TIER-1..4, PA-REPORT-6.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from ferrum_ref.parity.choices import draw_tests
 from ferrum_ref.parity.error_model import DET, PROB, SHARP
+from ferrum_ref.parity.extent import extent_of, likeness_of
 from ferrum_ref.parity.ops.operation import Expected
 from ferrum_ref.parity.statistical import common_factor_ratio, statistical_ratio
 from ferrum_ref.parity.units import Array
@@ -26,7 +28,8 @@ class Verdict:
     ratio_*: largest err / bound of a tier (0 for empty or exact outputs that agree; inf when nothing finite can be
     said; None when the tier does not apply); ratio_statistical compares many elements with their common ceiling. The
     other fields describe the worst element of the first tier that failed, or of the det tier: its coordinates by axis
-    name, expected, got and bound; `fault` is "" for a pass.
+    name, expected, got and bound; `fault` is "" for a pass; `extent` says which elements are wrong, and what they have
+    in common.
     """
 
     output: str
@@ -39,6 +42,7 @@ class Verdict:
     bound: float = 0.0
     ratio_prob: float | None = None
     ratio_statistical: float | None = None
+    extent: str = ""
 
     @property
     def passed(self) -> bool:
@@ -50,7 +54,7 @@ def judge(expected: Expected, got: Array) -> Verdict:
     if got.shape != expected.value.shape:
         return _refused(expected, f"shape {got.shape}, expected {expected.value.shape}")
     if got.dtype != expected.dtype:
-        return _refused(expected, f"element type {got.dtype}, expected {expected.dtype}")
+        return _refused(expected, f"element type {got.dtype}, expected {expected.dtype}: store the result as that")
     if expected.choice is not None:
         return _judge_choice(expected, got)
     with np.errstate(invalid="ignore"):  # a signalling NaN
@@ -129,13 +133,19 @@ def _judge_exact(expected: Expected, values: Array) -> Verdict:
 
 
 def _ratios(expected: Expected, got: Array, bound: Array) -> Array:
-    """|got - y| / B; NaN and infinities must be matched, an infinity also stands for a value that may round to it."""
+    """|got - y| / B; NaN and infinities must be matched, an infinity also stands for a value that may round to it.
+
+    Only what lies half a step or more beyond the largest number rounds to infinity.  [PA-VERDICT-2]
+    """
     value = expected.value
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         error = np.abs(got - value)
         ratios = np.where(error == 0.0, 0.0, np.where(np.isfinite(bound), error / bound, np.inf))
-        largest = float(ml_dtypes.finfo(expected.dtype).max)  # type: ignore[no-untyped-call]
-        overflows = np.isinf(got) & (np.sign(got) * value + bound > largest)
+        info: Any = ml_dtypes.finfo(expected.dtype)  # type: ignore[no-untyped-call]
+        beyond = float(info.max) * (1.0 + float(info.eps) / 4.0)  # the middle between it and the next, or just below
+        stores = bound >= float(info.eps) / 2.0 * np.abs(value)  # the bound holds a rounding of the store itself
+        reach = bound - np.where(stores, float(info.eps) / 2.0 * np.abs(value), 0.0)
+        overflows = np.isinf(got) & (np.sign(got) * value + reach >= beyond)
     ratios = np.where(np.isfinite(got) | overflows, np.where(overflows, 0.0, ratios), np.inf)
     matched = (np.isnan(value) & np.isnan(got)) | (np.isinf(value) & (got == value))
     decided: Array = np.where(np.isfinite(value), ratios, np.where(matched, 0.0, np.inf))
@@ -152,7 +162,28 @@ def _describe(expected: Expected, got: Array, ratios: Array, bound: Array) -> Ve
     place = np.unravel_index(int(ratios.argmax()), ratios.shape)
     coordinates = tuple((axis, int(position)) for axis, position in zip(expected.axes, place, strict=True))
     value = float(np.asarray(expected.value)[place])
-    return Verdict(expected.name, 0.0, None, "", coordinates, value, float(got[place]), float(np.asarray(bound)[place]))
+    return Verdict(
+        expected.name,
+        0.0,
+        None,
+        "",
+        coordinates,
+        value,
+        float(got[place]),
+        float(np.asarray(bound)[place]),
+        extent=_extent(expected, got, ~(ratios <= 1.0)),
+    )
+
+
+def _extent(expected: Expected, got: Array, wrong: Array) -> str:
+    """Which elements are wrong, and what they have in common where they are numbers of a floating-point type."""
+    where = extent_of(wrong, expected.axes)
+    if not where or expected.dtype.kind in "iu":
+        return where
+    with np.errstate(invalid="ignore"):
+        value = np.asarray(expected.value).astype(np.float64)
+    unit = float(ml_dtypes.finfo(expected.dtype).eps)  # type: ignore[no-untyped-call]
+    return "; ".join(filter(None, (where, likeness_of(value, got, wrong, unit))))
 
 
 def _index(verdict: Verdict) -> tuple[int, ...]:

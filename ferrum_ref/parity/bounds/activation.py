@@ -43,11 +43,15 @@ def gelu_tanh_error(model: ErrorModel, x: Array, value: Array) -> Array:
     """e of y = 0.5 x (1 + tanh(t)), t = sqrt(2 / pi) (x + 0.044715 x^3).
 
     t carries gamma_7 (both its terms have one sign), so tanh(t) moves by gamma_7 |t| (1 - tanh(t)^2) + tau_tanh |tanh|;
-    the addition and the last product add 2u |y|. Pure.
+    the addition and the last product add 2u |y|. The same number is x sigma(2t): there the relative error is
+    (1 - sigma) (2 gamma_7 |t| + tau_exp) + tau_div + 3u, which is the larger around zero; either form is allowed. Pure.
     """
     argument = math.sqrt(2.0 / math.pi) * (x + CUBIC * x**3)
     tanh = np.tanh(argument)
     moved = model.gamma(7) * np.abs(argument) * (1.0 - np.square(tanh))
     moved = moved + model.tau(model.algorithm.tanh_ulp) * np.abs(tanh)
-    error: Array = 0.5 * np.abs(x) * moved + (2.0 * model.unit + model.extra) * np.abs(value) + model.flush
+    by_tanh = 0.5 * np.abs(x) * moved + 2.0 * model.unit * np.abs(value)
+    shifted = 0.5 * (1.0 - tanh) * (2.0 * model.gamma(7) * np.abs(argument) + model.tau(model.algorithm.exp_ulp))
+    by_sigmoid = np.abs(value) * (np.expm1(shifted) + model.tau(model.algorithm.div_ulp) + 3.0 * model.unit)
+    error: Array = np.maximum(by_tanh, by_sigmoid) + model.extra * np.abs(value) + model.flush * (np.abs(x) + 1.0)
     return error

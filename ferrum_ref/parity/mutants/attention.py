@@ -213,6 +213,48 @@ def maximum_not_subtracted(one: Sequence) -> Array:
     return np.where(empty, F32(0.0), weights @ one.v / np.where(empty, F32(1.0), total))
 
 
+def maximum_from_zero(one: Sequence) -> Array:
+    """The running maximum starts at zero: where every score lies far below, nothing is left."""
+    if not one.k.shape[1]:
+        return attend_whole(one)
+    scores = one.scores()
+    top = np.maximum(scores.max(axis=-1, keepdims=True), F32(0.0))
+    return _softmax_mix(one, scores, top)
+
+
+def finite_mask(one: Sequence) -> Array:
+    """A masked score is -10,000, not minus infinity."""
+    if not one.k.shape[1]:
+        return attend_whole(one)
+    scores = np.where(one.visible, replace(one, visible=np.ones_like(one.visible)).scores(), F32(-1e4))
+    return _softmax_mix(one, scores, scores.max(axis=-1, keepdims=True))
+
+
+def _softmax_mix(one: Sequence, scores: Array, top: Array) -> Array:
+    """V mixed by exp(scores - top); a row that sees nothing is zero."""
+    if one.sinks is not None:
+        top = np.maximum(top, one.sinks)
+    weights = np.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    if one.sinks is not None:
+        total = total + np.exp(one.sinks - top)
+    empty = ~one.visible.any(axis=-1, keepdims=True)
+    return np.where(empty, F32(0.0), weights @ one.v / np.where(empty, F32(1.0), total))
+
+
+def second_tile_late(one: Sequence) -> Sequence:
+    """Of 64 queries a tile, those of the second and later ones take their mask one key too short."""
+    visible = one.visible.copy()
+    visible[64:, :-1] &= one.visible[64:, 1:]
+    return replace(one, visible=visible | (~visible.any(axis=-1, keepdims=True) & one.visible))
+
+
+def only_16_heads(inputs: Inputs) -> Outputs:
+    (o,) = HONEST(inputs)
+    o[..., 16:, :] = 0
+    return (o,)
+
+
 def _in(attend: Callable[[Sequence], Array]) -> Kernel:
     return lambda inputs: attended(inputs, attend)
 
@@ -249,4 +291,8 @@ ATTENTION: tuple[Mutant, ...] = (
     _mutant("sinks scaled", changed(sinks_scaled)),
     _mutant("sinks of the next head", changed(sinks_of_neighbour)),
     _mutant("keys of the first batch for all", batch_zero_for_all),
+    _mutant("running maximum starts at zero", _in(maximum_from_zero)),
+    _mutant("-10,000 for a masked score", _in(finite_mask)),
+    _mutant("mask of the second tile of queries", changed(second_tile_late)),
+    _mutant("only 16 heads", only_16_heads),
 )  # fmt: skip

@@ -11,11 +11,13 @@ import numpy as np
 from ferrum_ref.interfaces.kernel_ops import SamplingParams
 from ferrum_ref.kernels.rounding import cast as kernel_cast
 from ferrum_ref.parity import oracle
-from ferrum_ref.parity.honest.exact import drawn
+from ferrum_ref.parity.honest.exact import drawn, embedding, moving
 from ferrum_ref.parity.honest.sums import F32
 from ferrum_ref.parity.mutants.mutant import Mutant
+from ferrum_ref.parity.mutants.partial import columns_kept, elements_kept
 from ferrum_ref.parity.ops.cast import TARGETS
 from ferrum_ref.parity.ops.operation import Inputs
+from ferrum_ref.parity.ops.shaping import Concat, Permute
 from ferrum_ref.parity.units import Array
 
 Outputs = tuple[Array, ...]
@@ -160,6 +162,44 @@ def compared_in_bf16(inputs: Inputs) -> Outputs:
     return (np.array(np.argmax(np.nan_to_num(logits)), dtype=np.int64),)
 
 
+def ordered_by_code(inputs: Inputs) -> Outputs:
+    """Numbers compared as sortable integers, for an atomic maximum: -0 is less than 0 there."""
+    codes = inputs.arrays["logits"].reshape(-1).astype(F32).view(np.uint32)
+    keys = np.where(codes >> np.uint32(31), ~codes, codes | np.uint32(0x80000000))
+    return (np.array(np.argmax(keys), dtype=np.int64),)
+
+
+def best_from_a_constant(inputs: Inputs) -> Outputs:
+    """The best so far starts at -10,000, id 0."""
+    logits = inputs.arrays["logits"].reshape(-1).astype(np.float64)
+    return (np.array(np.argmax(logits) if logits.max() > -1e4 else 0, dtype=np.int64),)
+
+
+def greedy_takes_the_last(inputs: Inputs) -> Outputs:
+    if inputs.settings["params"].temperature >= oracle.GREEDY_BELOW:
+        return sampler(honest_law)(inputs)
+    return (np.full(len(inputs.settings["seeds"]), last_of_ties(inputs)[0], dtype=np.int64),)
+
+
+def greedy_at_zero_only(inputs: Inputs) -> Outputs:
+    """A temperature that is small but not zero divides the logits."""
+    params = inputs.settings["params"]
+    if not 0.0 < params.temperature < oracle.GREEDY_BELOW:
+        return sampler(honest_law)(inputs)
+    p = np.exp((inputs.exact("logits") - inputs.exact("logits").max()) / params.temperature)
+    return (drawn(p / p.sum(), oracle.uniforms(inputs.settings["seeds"])),)
+
+
+def penalty_after_filters(logits: Array, params: SamplingParams) -> Array:
+    """The filters look at logits that are not penalised yet."""
+    if not params.repetition_token_ids:
+        return honest_law(logits, params)
+    kept = honest_law(logits, replace(params, repetition_token_ids=[], repetition_token_freqs=[])) > 0.0
+    scores = oracle.sampling_law(logits, replace(params, top_k=0, top_p=1.0))[0]
+    weights = np.where(kept, np.exp(scores - scores[kept].max()), 0.0)
+    return np.asarray(weights / weights.sum())
+
+
 def id_off_by_one(inputs: Inputs) -> Outputs:
     table = inputs.arrays["table"]
     return (table[np.minimum(inputs.settings["ids"] + 1, len(table) - 1)],)
@@ -245,7 +285,13 @@ SAMPLING: tuple[Mutant, ...] = (
     _sampling("last id never drawn", honest_law, never_last),
     _sampling("one id never drawn", honest_law, one_token_never),
     _sampling("running sum in another order", honest_law, descending_order),
+    Mutant("sampling", "argmax", "signed zeros apart", ordered_by_code),
+    Mutant("sampling", "argmax", "best starts at -10,000", best_from_a_constant),
+    Mutant("sampling", "sample_token", "greedy takes the last of ties", greedy_takes_the_last),
+    Mutant("sampling", "sample_token", "greedy at 0 only", greedy_at_zero_only),
+    _sampling("penalty after the filters", penalty_after_filters),
 )
+_MOVED = {operation.name: moving(operation, "plain") for operation in (Concat(), Permute())}
 EXACT: tuple[Mutant, ...] = (
     Mutant("primitive", "embedding", "id off by one", id_off_by_one),
     Mutant("primitive", "embedding", "id in too few bits", ids_in_16_bits),
@@ -255,4 +301,7 @@ EXACT: tuple[Mutant, ...] = (
     Mutant("primitive", "cast", "FP8 overflow is NaN", _cast(overflow_is_nan)),
     Mutant("primitive", "cast", "through the other 16-bit type", _cast(rounded_twice)),
     Mutant("primitive", "cast", "subnormals flushed", _cast(flushed)),
+    Mutant("primitive", "embedding", "only 128 features", columns_kept(embedding("plain"), 128)),
+    Mutant("primitive", "concat", "only 256 elements", elements_kept(_MOVED["concat"], 256)),
+    Mutant("primitive", "permute", "only 256 elements", elements_kept(_MOVED["permute"], 256)),
 )

@@ -87,6 +87,19 @@ def bias_ignored(inputs: Inputs) -> Outputs:
     return HONEST(replace(inputs, arrays={name: one for name, one in inputs.arrays.items() if name not in names}))
 
 
+def final_gain_ignored(inputs: Inputs) -> Outputs:
+    return HONEST(with_arrays(inputs, final_norm=np.ones_like(inputs.arrays["final_norm"])))
+
+
+def value_bias_ignored(inputs: Inputs) -> Outputs:
+    """The bias is added to q and k only."""
+    sizes, changed = inputs.case.sizes, {}
+    for name in _named(inputs, "qkv_bias"):
+        changed[name] = inputs.arrays[name].copy()
+        changed[name][-sizes["G"] * sizes["D"] :] = 0
+    return HONEST(with_arrays(inputs, **changed))
+
+
 def logits_of_previous_step(inputs: Inputs) -> Outputs:
     (logits,) = HONEST(inputs)
     return (np.concatenate([logits[:1], logits[:-1]]),)
@@ -106,4 +119,6 @@ DECODE: tuple[Mutant, ...] = (
     _mutant("q and k norms ignored", head_norms_ignored),
     _mutant("bias ignored", bias_ignored),
     _mutant("logits of the step before", logits_of_previous_step),
+    _mutant("gain of the last norm ignored", final_gain_ignored),
+    _mutant("bias of the values ignored", value_bias_ignored),
 )

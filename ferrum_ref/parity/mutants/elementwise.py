@@ -8,9 +8,15 @@ from collections.abc import Callable
 import numpy as np
 
 from ferrum_ref.parity.honest.attention import with_arrays
-from ferrum_ref.parity.honest.elementwise import gelu_tanh, sigmoid, silu_mul
+from ferrum_ref.parity.honest.elementwise import arithmetic, gelu, gelu_tanh, sigmoid, silu_mul
 from ferrum_ref.parity.honest.sums import F32, stored, wide
 from ferrum_ref.parity.mutants.mutant import SIXTEEN_BITS, Mutant
+from ferrum_ref.parity.mutants.partial import (
+    elements_kept,
+    nan_taken_for_zero,
+    rows_taken_for_contiguous,
+    saturating,
+)
 from ferrum_ref.parity.ops.operation import Inputs
 from ferrum_ref.parity.units import Array
 
@@ -106,6 +112,14 @@ def _softmax(inputs: Inputs, axis: int, form: str = "") -> Outputs:
     return stored(inputs, weights / total)
 
 
+def softmax_from_zero(inputs: Inputs) -> Outputs:
+    """The maximum starts at zero: a lane far below it is zero over zero."""
+    (x,) = wide(inputs, "x")
+    axis = _axis(inputs)
+    weights = np.exp(x - np.maximum(x.max(axis=axis, keepdims=True, initial=0.0), F32(0.0)))
+    return stored(inputs, weights / weights.sum(axis=axis, keepdims=True))
+
+
 def _axis(inputs: Inputs) -> int:
     return int(inputs.case.sizes["axis"])
 
@@ -115,6 +129,18 @@ def half_reciprocal(inputs: Inputs) -> Outputs:
     a, b = wide(inputs, "a", "b")
     (reciprocal,) = stored(inputs, F32(1.0) / b)
     return stored(inputs, a * reciprocal.astype(F32))
+
+
+def reciprocal_product(inputs: Inputs) -> Outputs:
+    """a (1 / b): two roundings where one is declared."""
+    a, b = wide(inputs, "a", "b")
+    return stored(inputs, a * (F32(1.0) / b))
+
+
+def zero_without_sign(inputs: Inputs) -> Outputs:
+    """b + 0: the sign of a zero is lost, and with it that of the infinity."""
+    a, b = wide(inputs, "a", "b")
+    return stored(inputs, a / (b + F32(0.0)))
 
 
 def difference_reversed(inputs: Inputs) -> Outputs:
@@ -145,6 +171,7 @@ def relu_leaks(inputs: Inputs) -> Outputs:
     return stored(inputs, np.where(x < 0, F32(0.01) * x, x))
 
 
+HALVES = rows_taken_for_contiguous(silu_mul("plain"), "gate", "up")
 ACTIVATION: tuple[Mutant, ...] = (
     Mutant("activation", "silu_mul", "gate and up swapped", gate_and_up_swapped),
     Mutant("activation", "silu_mul", "rounded before the product", silu_rounded_before_product, SIXTEEN_BITS),
@@ -161,6 +188,13 @@ ACTIVATION: tuple[Mutant, ...] = (
     Mutant("activation", "gelu_tanh", "0.8 for sqrt(2 / pi)", tanh_constants(0.044715, 0.8)),
     Mutant("activation", "relu", "NaN becomes zero", relu_drops_nan),
     Mutant("activation", "relu", "negative numbers leak", relu_leaks),
+    Mutant(
+        "activation",
+        "silu_mul",
+        "halves taken for contiguous",
+        rows_taken_for_contiguous(silu_mul("plain"), "gate", "up"),
+    ),
+    Mutant("activation", "gelu", "NaN taken for zero", nan_taken_for_zero(gelu("plain"))),
 )
 PRIMITIVE: tuple[Mutant, ...] = (
     Mutant("primitive", "softmax", "maximum not subtracted", lambda one: _softmax(one, _axis(one), "no maximum")),
@@ -175,4 +209,9 @@ PRIMITIVE: tuple[Mutant, ...] = (
     Mutant("primitive", "sub", "operands reversed", difference_reversed),
     Mutant("primitive", "add", "second operand's first row for all", sum_of_first_row),
     Mutant("primitive", "mul", "subnormal results flushed", subnormals_flushed),
+    Mutant("primitive", "softmax", "maximum starts at zero", softmax_from_zero),
+    Mutant("primitive", "div", "product with the reciprocal", reciprocal_product, ("fp32",)),
+    Mutant("primitive", "div", "zero without its sign", zero_without_sign),
+    Mutant("primitive", "add", "only 1024 elements", elements_kept(arithmetic(np.add, "whole"), 1024)),
+    Mutant("primitive", "mul", "overflow saturates", saturating(arithmetic(np.multiply, "whole"))),
 )

@@ -9,9 +9,10 @@ import numpy as np
 
 from ferrum_ref.kernels.rounding import round_to
 from ferrum_ref.parity.honest.attention import with_arrays
-from ferrum_ref.parity.honest.linear import BLOCK, linear, matmul, parts_of, projected
+from ferrum_ref.parity.honest.linear import BLOCK, linear, matmul, parts_of, projected, quantized_linear
 from ferrum_ref.parity.honest.sums import F32, dot_blas, dot_sequential, stored, wide
 from ferrum_ref.parity.mutants.mutant import SIXTEEN_BITS, Mutant
+from ferrum_ref.parity.mutants.partial import columns_kept, nan_taken_for_zero, rows_kept, saturating
 from ferrum_ref.parity.ops.operation import Inputs
 from ferrum_ref.parity.units import Array
 from ferrum_ref.types.algorithm import Algorithm
@@ -203,6 +204,15 @@ def activations_quantised(packed_format: str) -> Callable[[Inputs], Outputs]:
     return run
 
 
+def unpacked_to_half(packed_format: str) -> Callable[[Inputs], Outputs]:
+    """Weights are unpacked to float16 for the tensor cores: d (q - z) needs four bits more than d."""
+
+    def weights(scales: Array, codes: Array, zero: float) -> Array:
+        return (scales[..., None] * (codes - F32(zero))).astype(np.float16)
+
+    return packed(packed_format, weights)
+
+
 def _q(packed_format: str, name: str, weights: Weights) -> Mutant:
     operation = f"quantized_linear_{packed_format.lower()}"
     return Mutant("quantised linear", operation, name, packed(packed_format, weights))
@@ -221,7 +231,12 @@ LINEAR: tuple[Mutant, ...] = (
     Mutant("linear", "linear", "result cut instead of rounded", result_cut, SIXTEEN_BITS),
     Mutant("linear", "linear", "one sum, 16 declared", linear(dot_sequential), ("fp32",), Algorithm(partial_sums=16)),
     Mutant("linear", "matmul", "first matrix of the batch for all", batch_zero_for_all),
+    Mutant("linear", "linear", "only 16 rows", rows_kept(HONEST, 16)),
+    Mutant("linear", "linear", "only 128 columns", columns_kept(HONEST, 128)),
+    Mutant("linear", "linear", "NaN taken for zero", nan_taken_for_zero(HONEST)),
+    Mutant("linear", "linear", "overflow saturates", saturating(HONEST), ("fp16",)),
 )
+UNPACKED = quantized_linear("Q4_0", "unpacked")
 QUANTIZED: tuple[Mutant, ...] = (
     _q("Q4_0", "nibbles interleaved", nibbles_interleaved),
     _q("Q4_0", "high nibble first", nibbles_swapped),
@@ -239,4 +254,11 @@ QUANTIZED: tuple[Mutant, ...] = (
     _q("Q8_0", "last block dropped", last_block_dropped),
     Mutant("quantised linear", "quantized_linear_q4_0", "activations in 8 bits", activations_quantised("Q4_0")),
     Mutant("quantised linear", "quantized_linear_q8_0", "activations in 8 bits", activations_quantised("Q8_0")),
+    Mutant(
+        "quantised linear", "quantized_linear_q4_0", "unpacked to float16", unpacked_to_half("Q4_0"), ("fp32", "fp16")
+    ),
+    Mutant(
+        "quantised linear", "quantized_linear_q8_0", "unpacked to float16", unpacked_to_half("Q8_0"), ("fp32", "fp16")
+    ),
+    Mutant("quantised linear", "quantized_linear_q4_0", "only 64 columns", columns_kept(UNPACKED, 64)),
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ferrum_ref.parity.honest.norm import rms_norm, root_mean
-from ferrum_ref.parity.honest.sums import F32, stored, total_pairwise, wide
+from ferrum_ref.parity.honest.attention import with_settings
+from ferrum_ref.parity.honest.norm import layer_norm, rms_norm, rms_norm_residual, root_mean
+from ferrum_ref.parity.honest.sums import F32, Kernel, stored, total_pairwise, wide
 from ferrum_ref.parity.mutants.mutant import SIXTEEN_BITS, Mutant
+from ferrum_ref.parity.mutants.partial import nan_taken_for_zero, rows_kept, rows_taken_for_contiguous
 from ferrum_ref.parity.ops.operation import Inputs
 from ferrum_ref.parity.units import Array
 
@@ -136,6 +138,12 @@ def _layer(inputs: Inputs, variance: str, bias: bool = True) -> Outputs:
     return stored(inputs, y + wide(inputs, "bias")[0] if bias and "bias" in inputs.arrays else y)
 
 
+def with_default_eps(kernel: Kernel) -> Kernel:
+    """1e-5 is what most configurations say."""
+    return lambda inputs: kernel(with_settings(inputs, eps=1e-5))
+
+
+HONEST = rms_norm(total_pairwise, "plain")
 NORM: tuple[Mutant, ...] = (
     Mutant("norm", "rms_norm", "eps outside the square root", eps_outside_root),
     Mutant("norm", "rms_norm", "eps hard-coded", eps_hard_coded),
@@ -156,4 +164,9 @@ NORM: tuple[Mutant, ...] = (
     Mutant("norm", "layer_norm", "unbiased variance", lambda inputs: _layer(inputs, "unbiased")),
     Mutant("norm", "layer_norm", "variance in one pass", lambda inputs: _layer(inputs, "one pass"), ("fp32",)),
     Mutant("norm", "layer_norm", "bias forgotten", lambda inputs: _layer(inputs, "biased", bias=False)),
+    Mutant("norm", "rms_norm", "only 8 rows", rows_kept(HONEST, 8)),
+    Mutant("norm", "rms_norm", "rows taken for contiguous", rows_taken_for_contiguous(HONEST, "x")),
+    Mutant("norm", "rms_norm", "NaN taken for zero", nan_taken_for_zero(HONEST)),
+    Mutant("norm", "rms_norm_residual", "eps 1e-5", with_default_eps(rms_norm_residual(total_pairwise, "plain"))),
+    Mutant("norm", "layer_norm", "eps 1e-5", with_default_eps(layer_norm(total_pairwise))),
 )

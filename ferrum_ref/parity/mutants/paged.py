@@ -18,7 +18,13 @@ from ferrum_ref.parity.honest.attention import (
     with_settings,
 )
 from ferrum_ref.parity.honest.sums import F32, Kernel, stored, wide
-from ferrum_ref.parity.mutants.attention import heads_interleaved, mask_top_left, scale_of_padded_head
+from ferrum_ref.parity.mutants.attention import (
+    finite_mask,
+    heads_interleaved,
+    mask_top_left,
+    maximum_from_zero,
+    scale_of_padded_head,
+)
 from ferrum_ref.parity.mutants.mutant import Mutant
 from ferrum_ref.parity.ops.operation import Inputs
 from ferrum_ref.parity.units import Array
@@ -190,6 +196,28 @@ def heads_written_transposed(inputs: Inputs) -> Outputs:
     return _written(inputs, slots[kept], wrong[kept])
 
 
+def scale_hard_coded(inputs: Inputs) -> Outputs:
+    params = inputs.settings["params"]
+    return HONEST(with_settings(inputs, params=replace(params, softmax_scale=params.head_dim**-0.5)))
+
+
+def only_8_sequences(inputs: Inputs) -> Outputs:
+    (o,) = HONEST(inputs)
+    o[8:] = 0
+    return (o,)
+
+
+def first_256_of_a_row(inputs: Inputs) -> Outputs:
+    """One block of 256 threads writes a row of G D elements."""
+    slots, rows = inputs.settings["slots"], inputs.arrays["rows"].copy()
+    kept = slots >= 0
+    old = inputs.arrays["cache"].reshape(-1, *rows.shape[1:])[slots[kept]]
+    size = rows.shape[1] * rows.shape[2]
+    written = rows[kept]
+    written.reshape(len(written), size)[:, 256:] = old.reshape(len(old), size)[:, 256:]
+    return _written(inputs, slots[kept], written)
+
+
 def _paged(name: str, run: Kernel) -> Mutant:
     return Mutant(GROUP, "paged_attention", name, run)
 
@@ -215,4 +243,9 @@ PAGED: tuple[Mutant, ...] = (
     Mutant(GROUP, "write_kv", "block size taken for 16", slots_of_block_sixteen),
     Mutant(GROUP, "write_kv", "last row not written", last_row_not_written),
     Mutant(GROUP, "write_kv", "heads and elements transposed", heads_written_transposed),
+    _paged("running maximum starts at zero", lambda one: attended(one, maximum_from_zero)),
+    _paged("-10,000 for a masked score", lambda one: attended(one, finite_mask)),
+    _paged("scale hard-coded", scale_hard_coded),
+    _paged("only 8 sequences", only_8_sequences),
+    Mutant(GROUP, "write_kv", "only 256 elements of a row", first_256_of_a_row),
 )  # fmt: skip

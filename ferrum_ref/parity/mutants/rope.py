@@ -9,6 +9,7 @@ from ferrum_ref.parity.honest.attention import with_arrays, with_settings
 from ferrum_ref.parity.honest.elementwise import rope, turned
 from ferrum_ref.parity.honest.sums import F32, stored, wide
 from ferrum_ref.parity.mutants.mutant import SIXTEEN_BITS, Mutant
+from ferrum_ref.parity.mutants.partial import rows_kept
 from ferrum_ref.parity.ops.operation import Inputs
 from ferrum_ref.parity.units import Array
 
@@ -105,4 +106,5 @@ ROPE: tuple[Mutant, ...] = (
     Mutant("rope", "rotary_embedding", "tables rounded to storage", tables_rounded, SIXTEEN_BITS),
     Mutant("rope", "rotary_embedding", "products rounded to storage", products_rounded, SIXTEEN_BITS),
     Mutant("rope", "rotary_embedding", "frequencies in reverse", pairs_from_the_end),
+    Mutant("rope", "rotary_embedding", "only 256 heads of tokens", rows_kept(HONEST, 256)),
 )

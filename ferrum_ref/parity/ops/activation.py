@@ -11,7 +11,19 @@ from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.parity import oracle
 from ferrum_ref.parity.bounds.activation import gelu_erf_error, gelu_tanh_error, silu_error
 from ferrum_ref.parity.ops import bridge, draws
-from ferrum_ref.parity.ops.operation import DRAWN, IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.ops.operation import (
+    DRAWN,
+    IID,
+    NOT_FINITE,
+    Case,
+    Expected,
+    Inputs,
+    Operation,
+    axes_of,
+    bounded,
+    case,
+    models_of,
+)
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
 
@@ -31,11 +43,10 @@ SHAPES = (
     case("far left", shape=(2, 65)),
     case(DRAWN, number=1),
     case(DRAWN, number=2),
+    case(IID, shape=(70, 33)),
+    case("packed", shape=(3, 40)),
+    case(NOT_FINITE, shape=(3, 8)),
 )
-
-
-def _axes(shape: tuple[int, ...]) -> tuple[str, ...]:
-    return (*(f"axis{index}" for index in range(len(shape) - 1)), "element")
 
 
 def _draw(case: Case, storage: Storage, rng: np.random.Generator) -> Array:
@@ -48,7 +59,9 @@ def _draw(case: Case, storage: Storage, rng: np.random.Generator) -> Array:
     if case.probe == "far left":  # exp(-x) is near the end of its range, the result near zero
         return draws.uniform(rng, shape, storage, -110.0, -60.0)
     x = draws.normal(rng, shape, storage, scales.get(case.probe, 1.0))
-    return draws.strided(x) if case.probe == "strided" else x
+    if case.probe == NOT_FINITE:
+        x[:, :2] = np.inf, np.nan
+    return draws.laid_out(x, case.probe)
 
 
 class _Activation(Operation):
@@ -64,7 +77,7 @@ class SiluMul(_Activation):
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         gate = _draw(case, storage, rng)
         up = draws.normal(rng, gate.shape, storage)
-        return Inputs(case, storage, {"gate": gate, "up": draws.strided(up) if case.probe == "strided" else up})
+        return Inputs(case, storage, {"gate": gate, "up": draws.laid_out(up, case.probe)})
 
     def call(self, backend: ComputeBackend, inputs: Inputs) -> tuple[Array, ...]:
         gate, up = bridge.tensor(backend, inputs, "gate"), bridge.tensor(backend, inputs, "up")
@@ -75,7 +88,7 @@ class SiluMul(_Activation):
         value = oracle.silu_mul(gate, up)
         models = models_of(inputs, algorithm, value.size)
         errors = [silu_error(model, gate, up, value) for model in models]
-        return [bounded("y", value, _axes(value.shape), models, errors)]
+        return [bounded("y", value, axes_of(value.ndim, "element"), models, errors)]
 
 
 class Silu(_Activation):
@@ -92,7 +105,7 @@ class Silu(_Activation):
         value = oracle.silu(x)
         models = models_of(inputs, algorithm, value.size)
         errors = [silu_error(model, x, 1.0, value) for model in models]
-        return [bounded("y", value, _axes(value.shape), models, errors)]
+        return [bounded("y", value, axes_of(value.ndim, "element"), models, errors)]
 
 
 class Gelu(_Activation):
@@ -111,7 +124,7 @@ class Gelu(_Activation):
         value = oracle.gelu(x)
         models = models_of(inputs, algorithm, value.size)
         errors = [gelu_erf_error(model, x, value) for model in models]
-        return [bounded("y", value, _axes(value.shape), models, errors)]
+        return [bounded("y", value, axes_of(value.ndim, "element"), models, errors)]
 
 
 class TensorGelu(Gelu):
@@ -141,4 +154,4 @@ class GeluTanh(Gelu):
         value = oracle.gelu_tanh(x)
         models = models_of(inputs, algorithm, value.size)
         errors = [gelu_tanh_error(model, x, value) for model in models]
-        return [bounded("y", value, _axes(value.shape), models, errors)]
+        return [bounded("y", value, axes_of(value.ndim, "element"), models, errors)]

@@ -118,6 +118,12 @@ class Attention(Operation):
         case("needle", small=False, B=1, T=1, S=16384, H=1, G=1, D=64, causal=True, place=5003),
         case("needle page", small=False, B=1, T=1, S=131072, H=1, G=1, D=64, causal=True, place=70016, page=16),
         case("needle", small=False, B=1, T=1, S=1024, H=4, G=1, D=64, causal=True, place=0),
+        case("low scores", B=1, T=3, S=20, H=4, G=2, D=64, causal=True),
+        case(IID, B=1, T=66, S=66, H=1, G=1, D=32, causal=True),
+        case(IID, B=1, T=18, S=60, H=1, G=1, D=32, causal=True, window=30),
+        case(IID, B=1, T=2, S=9, H=20, G=4, D=40, causal=True),
+        case(IID, small=False, B=1, T=140, S=150, H=2, G=1, D=64, causal=True),
+        case(IID, B=1, T=2, S=12, H=2, G=1, D=64, causal=True, scale=-0.05),
     )
 
     def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:

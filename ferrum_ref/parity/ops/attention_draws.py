@@ -9,6 +9,7 @@ import numpy as np
 from ferrum_ref.parity.ops import draws
 from ferrum_ref.parity.units import Array, Storage
 
+LOW_SCORE = 2e4  # below -10,000, which stands for minus infinity in many a mask
 NEEDLE_SCORE = 40.0  # exp(-40): every other key together is far below a storage type's unit
 
 
@@ -71,6 +72,10 @@ def probed(
         return 6.0 * q, 3.0 * k, v
     if probe == "huge scores":  # beyond the range of exp unless the maximum is taken off
         return 20.0 * q, 10.0 * k, v
+    if probe == "low scores":  # every score lies far below what stands for a masked one, or a maximum of nothing
+        signs = (LOW_SCORE / (scale * q.shape[-1])) ** 0.5 * rng.choice([-1.0, 1.0], q.shape[-1])
+        spread = 1.0 + 1e-4 * rng.standard_normal((*k.shape[:2], 1))
+        return signs + 0.01 * q, -signs * spread + 0.01 * k, v
     if probe == "equal keys":
         return q, np.broadcast_to(k[:1], k.shape).copy(), v
     if probe == "rising scores":  # the running maximum of an online softmax moves at every key

@@ -1,4 +1,7 @@
-"""Operations over lists of tensors, and operations that are awaited: each judged as the single, direct one."""
+"""Operations over lists of tensors, and operations that are awaited: each judged as the single, direct one.
+
+Two calls are awaited at the same time, and the first is judged.  Clauses: PA-CASE-1, PA-CASE-5.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from ferrum_ref.parity import oracle
 from ferrum_ref.parity.bounds.dot import dot_error
 from ferrum_ref.parity.ops import bridge, draws
 from ferrum_ref.parity.ops.linear import MatMul
-from ferrum_ref.parity.ops.operation import IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.ops.operation import IID, Case, Expected, Inputs, Operation, axes_of, bounded, case, models_of
 from ferrum_ref.parity.ops.softmax import Softmax
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
@@ -56,8 +59,7 @@ class BatchMatMul(Operation):
             value = oracle.matmul(a, b)
             models = models_of(inputs, algorithm, value.size)
             errors = [dot_error(model, a, b, value) for model in models]
-            axes = tuple(f"axis{axis}" for axis in range(value.ndim))
-            outputs.append(bounded(f"y{index}", value, axes, models, errors))
+            outputs.append(bounded(f"y{index}", value, axes_of(value.ndim, "row", "column"), models, errors))
         return outputs
 
 
@@ -70,7 +72,8 @@ class MatMulAsync(MatMul):
 
     def call(self, backend: ComputeBackend, inputs: Inputs) -> tuple[Array, ...]:
         a, b = bridge.tensor(backend, inputs, "a"), bridge.tensor(backend, inputs, "b")
-        return bridge.host(_awaited(bridge.async_ops(backend).matmul_async(a, b)))
+        ops, other = bridge.async_ops(backend), _reversed(backend, inputs, "a")
+        return bridge.host(_first_of(ops.matmul_async(a, b), ops.matmul_async(other, b)))
 
 
 class SoftmaxAsync(Softmax):
@@ -81,9 +84,20 @@ class SoftmaxAsync(Softmax):
         return "softmax"
 
     def call(self, backend: ComputeBackend, inputs: Inputs) -> tuple[Array, ...]:
-        x = bridge.tensor(backend, inputs, "x")
-        return bridge.host(_awaited(bridge.async_ops(backend).softmax_async(x, inputs.case.sizes["axis"])))
+        x, axis = bridge.tensor(backend, inputs, "x"), inputs.case.sizes["axis"]
+        ops, other = bridge.async_ops(backend), _reversed(backend, inputs, "x")
+        return bridge.host(_first_of(ops.softmax_async(x, axis), ops.softmax_async(other, axis)))
 
 
-def _awaited(operation: Coroutine[Any, Any, TensorRef]) -> TensorRef:
-    return asyncio.run(operation)
+def _reversed(backend: ComputeBackend, inputs: Inputs, name: str) -> TensorRef:
+    """Other numbers of the same shape, for a second call at the same time."""
+    return backend.tensor_factory().from_numpy(np.ascontiguousarray(np.flip(inputs.arrays[name])))
+
+
+def _first_of(*operations: Coroutine[Any, Any, TensorRef]) -> TensorRef:
+    """The first one's result, all of them being awaited at the same time: calls must not share a workspace."""
+
+    async def together() -> TensorRef:
+        return (await asyncio.gather(*operations))[0]
+
+    return asyncio.run(together())

@@ -27,6 +27,7 @@ class Embedding(Operation):
         case("strided", V=9, E=12, T=4),
         case(IID, V=9, E=12, T=0),
         case(IID, small=False, V=70000, E=8, T=33),
+        case(IID, V=7, E=1100, T=3),
     )
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
@@ -68,6 +69,9 @@ class ArgMax(Operation):
         case(IID, shape=(1,)),
         case("ties far apart", shape=(50257,), winners=2),
         case(IID, small=False, shape=(1, 151936)),
+        case("signed zeros", shape=(40,)),
+        case("most negative", shape=(70,)),
+        case("infinities", shape=(1, 50)),
     )
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
@@ -87,6 +91,14 @@ class ArgMax(Operation):
             logits[rng.integers(1, num)] = 1.0 + 2.0 * storage.unit
         if case.probe == "last":
             logits[-1] = 20.0
+        if case.probe == "signed zeros":  # they are equal, so the first is chosen; their codes are not
+            logits = -np.abs(logits)
+            logits[17], logits[29] = -0.0, 0.0
+        if case.probe == "most negative":
+            logits[:] = -storage.largest
+            logits[rng.integers(1, num)] *= logits.dtype.type(0.5)
+        if case.probe == "infinities":
+            logits[[11, 40]] = np.inf
         return Inputs(case, storage, {"logits": logits.reshape(shape)})
 
     def call(self, backend: ComputeBackend, inputs: Inputs) -> tuple[Array, ...]:

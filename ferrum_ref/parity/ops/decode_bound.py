@@ -67,8 +67,8 @@ class DecodeBound:
 
     def _own(self, error: Callable[[ErrorModel], Array], value: Array) -> tuple[Array, Array]:
         """Bound and spread of an operation's error, with one rounding to the storage type."""
-        rounding = self._storage.unit * np.abs(value) + self._storage.eta
-        return self._worst.stored(error(self._worst), value), np.hypot(error(self._spread), rounding)
+        unit, eta = self._worst.store
+        return self._worst.stored(error(self._worst), value), np.hypot(error(self._spread), unit * np.abs(value) + eta)
 
     def _linear(self, x: Node, weight: Array) -> Node:
         value = x.value @ weight.T

@@ -39,6 +39,22 @@ def strided(array: Array, gap: float = np.nan) -> Array:
     return view
 
 
+def part_of_rows(array: Array) -> Array:
+    """The same values as the middle third of longer rows, as of a fused projection; NaN stands on both sides."""
+    size = array.shape[-1]
+    holder = np.full((*array.shape[:-1], 3 * size), np.nan).astype(array.dtype)
+    view = holder[..., size : 2 * size]
+    view[...] = array
+    return view
+
+
+def laid_out(array: Array, probe: str) -> Array:
+    """`array` in the layout that its probe names: "strided", "packed" (`part_of_rows`), else as it is."""
+    if probe == "strided":
+        return strided(array)
+    return part_of_rows(array) if probe == "packed" else array
+
+
 def swapped(array: Array, first: int, second: int) -> Array:
     """The same values stored in the order of two axes swapped: a transposed view."""
     return np.ascontiguousarray(np.swapaxes(array, first, second)).swapaxes(first, second)

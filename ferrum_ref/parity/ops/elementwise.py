@@ -16,6 +16,8 @@ from ferrum_ref.parity.ops import bridge, draws
 from ferrum_ref.parity.ops.operation import (
     DRAWN,
     IID,
+    NOT_FINITE,
+    OVERFLOW,
     Case,
     Expected,
     Inputs,
@@ -36,12 +38,16 @@ BINARY_CASES = (
     case("subnormal", a=(3, 16), b=(3, 16)),
     case("strided", a=(3, 40), b=(3, 40)),
     case(IID, a=(0, 5), b=(0, 5)),
-    case("not finite", a=(8, 9), b=(8, 9)),
+    case(NOT_FINITE, a=(9, 10), b=(9, 10)),
     case(IID, a=(), b=()),
     case(DRAWN, number=1),
     case(DRAWN, number=2),
+    case(IID, a=(41, 103), b=(41, 103)),
+    case(IID, small=False, a=(300, 1031), b=(1031,)),
+    case("packed", a=(3, 40), b=(3, 40)),
+    case(OVERFLOW, a=(4, 16), b=(4, 16)),
 )
-SPECIAL = np.array([0.0, np.inf, -np.inf, np.nan, 1.0, -2.0, 0.5, 3.0])
+SPECIAL = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -2.0, 0.5, 3.0])
 
 
 class _Binary(Operation):
@@ -55,11 +61,11 @@ class _Binary(Operation):
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         scale = 0.25 * storage.smallest_normal if case.probe == "subnormal" else 1.0
         a, b = draws.normal(rng, case.sizes["a"], storage, scale), draws.normal(rng, case.sizes["b"], storage)
-        if case.probe == "not finite":  # every special value meets every other one
+        if case.probe == NOT_FINITE:  # every special value meets every other one
             a[:, :-1], b[:, :-1] = storage.round(SPECIAL)[:, None], storage.round(SPECIAL)[None, :]
-        if case.probe == "strided":
-            a, b = draws.strided(a), draws.strided(b)
-        return Inputs(case, storage, {"a": a, "b": b})
+        if case.probe == OVERFLOW:
+            a, b = (storage.round(storage.largest * rng.uniform(0.4, 0.9, case.sizes[name])) for name in "ab")
+        return Inputs(case, storage, {"a": draws.laid_out(a, case.probe), "b": draws.laid_out(b, case.probe)})
 
     def call(self, backend: ComputeBackend, inputs: Inputs) -> tuple[Array, ...]:
         a, b = bridge.tensor(backend, inputs, "a"), bridge.tensor(backend, inputs, "b")
@@ -139,6 +145,7 @@ class Relu(Operation):
         case(IID, shape=()),
         case("subnormal", shape=(2, 129)),
         case(DRAWN, number=1),
+        case(IID, shape=(41, 103)),
     )
 
     def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:

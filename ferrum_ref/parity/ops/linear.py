@@ -11,15 +11,33 @@ from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.parity import oracle
 from ferrum_ref.parity.bounds.dot import dot_error
 from ferrum_ref.parity.ops import bridge, draws
-from ferrum_ref.parity.ops.operation import DRAWN, IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.ops.operation import (
+    DRAWN,
+    IID,
+    NOT_FINITE,
+    OVERFLOW,
+    Case,
+    Expected,
+    Inputs,
+    Operation,
+    axes_of,
+    bounded,
+    case,
+    models_of,
+)
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
 
 LOST_TERM = 2.0**-24 * (1.0 - 2.0**-20)
 
 
-def _axes(rank: int) -> tuple[str, ...]:
-    return (*(f"axis{index}" for index in range(rank - 2)), "row", "column")[-rank:]
+def _around_largest(rng: np.random.Generator, shape: tuple[int, ...], storage: Storage) -> Array:
+    """Positive factors whose sums of 16 products lie around float16's largest number, or a third of another type's.
+
+    Beyond float16 an accumulator still has room; where it has none, what comes after an infinity is open.
+    """
+    room = 9.0 if storage.name == "fp16" else 64.0
+    return np.asarray(rng.uniform(0.4, 1.1, shape) * (storage.largest / room) ** 0.5)
 
 
 class Linear(Operation):
@@ -51,6 +69,11 @@ class Linear(Operation):
         case("lost terms", x=(2, 250), N=3),
         case(DRAWN, number=1),
         case(DRAWN, number=2),
+        case(IID, x=(18, 24), N=130),
+        case(IID, x=(130, 17), N=9),
+        case("packed", x=(3, 40), N=6),
+        case(NOT_FINITE, x=(4, 40), N=6),
+        case(OVERFLOW, x=(6, 16), N=9),
     )
 
     def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
@@ -75,9 +98,11 @@ class Linear(Operation):
         if case.probe == "cancelling":
             x[..., size // 2 :], weight[:, size // 2 :] = x[..., : size // 2], -weight[:, : size // 2]
             x[..., 0] *= 1.0 + 0.01 * rng.standard_normal()
-        stored_x, stored_weight = storage.round(x), storage.round(weight)
-        if case.probe == "strided":
-            stored_x = draws.strided(stored_x)
+        if case.probe == NOT_FINITE:  # one row only: the others are what they are without it
+            x[0, rng.integers(size)] = np.nan
+        if case.probe == OVERFLOW:
+            x, weight = _around_largest(rng, x.shape, storage), _around_largest(rng, weight.shape, storage)
+        stored_x, stored_weight = draws.laid_out(storage.round(x), case.probe), storage.round(weight)
         if case.probe == "transposed weight":
             stored_weight = draws.swapped(stored_weight, 0, 1)
         return Inputs(case, storage, {"x": stored_x, "weight": stored_weight})
@@ -93,7 +118,7 @@ class Linear(Operation):
         rows = x.reshape(int(np.prod(x.shape[:-1])), x.shape[-1])
         flat = value.reshape(rows.shape[0], weight.shape[0])
         errors = [dot_error(model, rows, weight.T, flat).reshape(value.shape) for model in models]
-        return [bounded("y", value, _axes(value.ndim), models, errors)]
+        return [bounded("y", value, axes_of(value.ndim, "row", "column"), models, errors)]
 
 
 class MatMul(Operation):
@@ -111,6 +136,9 @@ class MatMul(Operation):
         case(IID, small=False, a=(2, 2048), b=(2048, 16)),
         case(DRAWN, number=1),
         case(DRAWN, number=2),
+        case(IID, a=(33, 20), b=(20, 70)),
+        case("transposed weight", a=(3, 40), b=(40, 6)),
+        case(OVERFLOW, a=(6, 16), b=(16, 9)),
     )
 
     def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
@@ -123,7 +151,11 @@ class MatMul(Operation):
         if case.probe == "tail of K":
             a[..., :-1] *= 0.01
             a[..., -1] = 8.0
+        if case.probe == OVERFLOW:
+            a, b = _around_largest(rng, a.shape, storage), _around_largest(rng, b.shape, storage)
         left, right = storage.round(a), storage.round(b)
+        if case.probe == "transposed weight":
+            right = draws.swapped(right, 0, 1)
         if case.probe == "strided":
             left, right = draws.strided(left), draws.strided(right)
         return Inputs(case, storage, {"a": left, "b": right})
@@ -137,4 +169,4 @@ class MatMul(Operation):
         value = oracle.matmul(a, b)
         models = models_of(inputs, algorithm, value.size)
         errors = [dot_error(model, a, b, value) for model in models]
-        return [bounded("y", value, _axes(value.ndim), models, errors)]
+        return [bounded("y", value, axes_of(value.ndim, "row", "column"), models, errors)]

@@ -12,15 +12,23 @@ from ferrum_ref.parity import oracle
 from ferrum_ref.parity.bounds.elementwise import elementwise_error
 from ferrum_ref.parity.bounds.norm import layer_norm_error, rms_norm_error
 from ferrum_ref.parity.ops import bridge, draws
-from ferrum_ref.parity.ops.operation import DRAWN, IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.ops.operation import (
+    DRAWN,
+    IID,
+    NOT_FINITE,
+    Case,
+    Expected,
+    Inputs,
+    Operation,
+    axes_of,
+    bounded,
+    case,
+    models_of,
+)
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
 
 EPS = 1e-5
-
-
-def _axes(shape: tuple[int, ...]) -> tuple[str, ...]:
-    return (*(f"axis{index}" for index in range(len(shape) - 2)), "row", "feature")[-len(shape) :]
 
 
 def _draw_rows(case: Case, storage: Storage, rng: np.random.Generator) -> Array:
@@ -41,7 +49,9 @@ def _draw_rows(case: Case, storage: Storage, rng: np.random.Generator) -> Array:
         x = storage.round(1000.0 + rng.standard_normal(shape))
     if case.probe == "shifted":
         x = storage.round(30.0 + rng.standard_normal(shape))
-    return draws.strided(x) if case.probe == "strided" else x
+    if case.probe == NOT_FINITE:  # one row only: the others are what they are without it
+        x[0, rng.integers(shape[-1])] = np.nan
+    return draws.laid_out(x, case.probe)
 
 
 class RmsNorm(Operation):
@@ -69,6 +79,10 @@ class RmsNorm(Operation):
         case(IID, small=False, shape=(1, 16384)),
         case(DRAWN, number=1),
         case(DRAWN, number=2),
+        case(IID, shape=(70, 48)),
+        case("packed", shape=(3, 40)),
+        case(NOT_FINITE, shape=(5, 33)),
+        case(IID, small=False, shape=(70001, 3)),
     )
 
     def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
@@ -88,7 +102,7 @@ class RmsNorm(Operation):
         value = oracle.rms_norm(x, weight, eps)
         models = models_of(inputs, algorithm, value.size)
         errors = [rms_norm_error(model, x, eps, value) for model in models]
-        return [bounded("y", value, _axes(value.shape), models, errors)]
+        return [bounded("y", value, axes_of(value.ndim, "row", "feature"), models, errors)]
 
 
 class TensorRmsNorm(RmsNorm):
@@ -123,6 +137,10 @@ class RmsNormResidual(Operation):
         case(IID, small=False, shape=(2, 4096)),
         case(DRAWN, number=1),
         case(DRAWN, number=2),
+        case("near sqrt(eps)", shape=(4, 33), eps=1e-6),
+        case(IID, shape=(70, 48)),
+        case("packed", shape=(3, 40)),
+        case(NOT_FINITE, shape=(5, 33)),
     )
 
     def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
@@ -152,7 +170,7 @@ class RmsNormResidual(Operation):
         rounded = inputs.storage.unit if algorithm.rounds_residual else 0.0
         errors = [rms_norm_error(model, total, eps, value, model.unit + rounded) for model in models]
         sums = [elementwise_error(model, 1, np.abs(total)) for model in models]
-        axes = _axes(value.shape)
+        axes = axes_of(value.ndim, "row", "feature")
         return [bounded("y", value, axes, models, errors), bounded("residual", total, axes, models, sums)]
 
 
@@ -174,6 +192,10 @@ class LayerNorm(Operation):
         case("far from zero", shape=(8, 16)),
         case(DRAWN, number=1),
         case(DRAWN, number=2),
+        case("near sqrt(eps)", shape=(4, 33), eps=1e-6),
+        case(IID, shape=(70, 48)),
+        case("packed", shape=(3, 40)),
+        case(NOT_FINITE, shape=(5, 33)),
     )
 
     def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
@@ -184,7 +206,7 @@ class LayerNorm(Operation):
         arrays = {"x": x, "weight": draws.gain(rng, x.shape[-1], storage)}
         if case.sizes.get("bias", True):
             arrays["bias"] = draws.normal(rng, x.shape[-1:], storage)
-        return Inputs(case, storage, arrays, {"eps": EPS})
+        return Inputs(case, storage, arrays, {"eps": case.sizes.get("eps", EPS)})
 
     def call(self, backend: ComputeBackend, inputs: Inputs) -> tuple[Array, ...]:
         x, weight = bridge.tensor(backend, inputs, "x"), bridge.tensor(backend, inputs, "weight")
@@ -197,4 +219,4 @@ class LayerNorm(Operation):
         value = oracle.layer_norm(x, weight, bias, eps)
         models = models_of(inputs, algorithm, value.size)
         errors = [layer_norm_error(model, x, weight, eps, value) for model in models]
-        return [bounded("y", value, _axes(value.shape), models, errors)]
+        return [bounded("y", value, axes_of(value.ndim, "row", "feature"), models, errors)]

@@ -16,13 +16,16 @@ from ferrum_ref.parity.statistical import reach_of
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
 
+LONGEST_SHAPE = 8  # sizes that a label spells out
 IID = "iid"
+NOT_FINITE, OVERFLOW = "not finite", "overflow"
 DRAWN = "drawn"  # its sizes are drawn too; the case that comes of it is `iid`
 RANDOM = frozenset(
     {
         "strided", "head-major", "transposed weight", "packed", "flat table", "shared prefix", "scattered positions",
         "last positions", "large", "shifted", "growing residual", "near sqrt(eps)", "below sqrt(eps)", "positive",
         "wide", "large scores", "offset", "window edge", "sinks", "soft cap", "ragged",
+        "offset below", "unused entries -1",
     }
 )  # fmt: skip
 """Probes of independent random numbers, though not of mean zero or not contiguous: they get the prob tier."""
@@ -52,6 +55,8 @@ class Case:
 
 
 def _short(size: object) -> str:
+    if isinstance(size, tuple) and len(size) > LONGEST_SHAPE:
+        return f"{size[0]}x{size[1]}x..x{size[-1]}"
     if isinstance(size, tuple):
         return "x".join(str(part) for part in size) or "scalar"
     return f"{size:g}" if isinstance(size, float) else str(size)
@@ -159,6 +164,7 @@ def exact(name: str, value: Array, axes: tuple[str, ...] | None = None) -> Expec
     return Expected(name, value, axes or axes_of(value.ndim), value.dtype)
 
 
-def axes_of(rank: int) -> tuple[str, ...]:
-    """axis0, axis1, ... for outputs whose axes have no meaning of their own."""
-    return tuple(f"axis{index}" for index in range(rank))
+def axes_of(rank: int, *last: str) -> tuple[str, ...]:
+    """The names of an output's axes: axis0, axis1, ... for those without a meaning, then those of the last ones."""
+    names = (*(f"axis{index}" for index in range(rank - len(last))), *last)
+    return names[len(names) - rank :]

@@ -13,7 +13,7 @@ from ferrum_ref.parity import oracle
 from ferrum_ref.parity.bounds.quantized import packed_linear_error
 from ferrum_ref.parity.ops import bridge, draws
 from ferrum_ref.parity.ops.linear import LOST_TERM
-from ferrum_ref.parity.ops.operation import IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.ops.operation import IID, Case, Expected, Inputs, Operation, axes_of, bounded, case, models_of
 from ferrum_ref.parity.schemes.catalogue import SCHEMES
 from ferrum_ref.parity.schemes.scheme import ONES, SUBNORMAL, Scheme
 from ferrum_ref.parity.units import Storage
@@ -94,8 +94,7 @@ class PackedLinear(Operation):
             packed_linear_error(model, rows, weight, magnitudes, self.scheme.roundings, flat).reshape(value.shape)
             for model in models
         ]
-        axes = (*(f"axis{index}" for index in range(value.ndim - 2)), "row", "column")[-value.ndim :]
-        return [bounded("y", value, axes, models, errors)]
+        return [bounded("y", value, axes_of(value.ndim, "row", "column"), models, errors)]
 
 
 def packed_arrays(inputs: Inputs) -> Mapping[str, Any]:

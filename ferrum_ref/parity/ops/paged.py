@@ -61,6 +61,13 @@ class PagedAttention(Operation):
         case(DRAWN, number=3),
         case("needle page", small=False, lens=(131072,), T=1, H=1, G=1, D=64, block=16, place=70016, page=16),
         case("needle", small=False, lens=(16384,), T=1, H=1, G=1, D=64, block=16, place=5003),
+        case(IID, lens=(40, 9), T=2, H=4, G=2, D=64, block=16, scale=0.3),
+        case(IID, lens=(21,), T=1, H=2, G=1, D=64, block=8, scale=-0.05),
+        case("low scores", lens=(20, 37), T=3, H=4, G=2, D=64, block=16),
+        case(IID, lens=(2, 40), T=5, H=2, G=1, D=64, block=16),
+        case("unused entries -1", lens=(40, 3, 17), T=1, H=4, G=2, D=64, block=16),
+        case(IID, lens=tuple(range(1, 20)), T=1, H=2, G=1, D=32, block=4),
+        case(IID, lens=(70,), T=66, H=1, G=1, D=32, block=16),
     )
 
     def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
@@ -85,10 +92,12 @@ class PagedAttention(Operation):
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
         sizes = case.sizes
         lens, block, size = sizes["lens"], sizes["block"], sizes["D"]
-        scale = size**-0.5
+        scale = sizes.get("scale", size**-0.5)
         table, num_blocks = block_table(lens, block, rng, shared=1 if case.probe == "shared prefix" else 0)
         if case.probe == "later blocks first":  # ids fall along the sequence
             table = -np.sort(-table, axis=1)
+        if case.probe == "unused entries -1":
+            table[np.arange(table.shape[1]) >= -(-np.array(lens)[:, None] // block)] = -1
         caches = [draws.filled((num_blocks, block, sizes["G"], size), np.nan, storage) for _ in range(2)]
         queries = np.zeros((len(lens), sizes["T"], sizes["H"], size))
         for batch, length in enumerate(lens):
@@ -166,6 +175,7 @@ class WriteKv(Operation):
         case("no rows", T=0, blocks=2, block=4, G=1, D=64),
         case(IID, T=20, blocks=9, block=8, G=1, D=16),
         case(IID, T=7, blocks=4, block=7, G=2, D=33),
+        case(IID, T=3, blocks=3, block=4, G=8, D=160),
     )
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:

@@ -41,6 +41,7 @@ class RotaryEmbedding(Operation):
         case("large positions", B=1, T=5, H=2, D=64, P=4096),
         case(DRAWN, number=1),
         case(DRAWN, number=2),
+        case(IID, B=1, T=33, H=20, D=64, P=40),
     )
 
     def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:

@@ -13,7 +13,18 @@ from ferrum_ref.parity import oracle
 from ferrum_ref.parity.bounds.quantized import BLOCK, quantized_linear_error
 from ferrum_ref.parity.ops import bridge, draws
 from ferrum_ref.parity.ops.linear import LOST_TERM
-from ferrum_ref.parity.ops.operation import DRAWN, IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.ops.operation import (
+    DRAWN,
+    IID,
+    Case,
+    Expected,
+    Inputs,
+    Operation,
+    axes_of,
+    bounded,
+    case,
+    models_of,
+)
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
 
@@ -45,6 +56,8 @@ class _QuantizedLinear(Operation):
         case(DRAWN, number=1),
         case(DRAWN, number=2),
         case("lost terms", x=(2, 256), N=3),
+        case(IID, x=(2, 64), N=130),
+        case(IID, x=(17, 64), N=9),
     )
 
     @property
@@ -106,8 +119,7 @@ class _QuantizedLinear(Operation):
             quantized_linear_error(model, rows, weight, scales, self.zero, flat).reshape(value.shape)
             for model in models
         ]
-        axes = (*(f"axis{index}" for index in range(value.ndim - 2)), "row", "column")[-value.ndim :]
-        return [bounded("y", value, axes, models, errors)]
+        return [bounded("y", value, axes_of(value.ndim, "row", "column"), models, errors)]
 
 
 class QuantizedLinearQ4(_QuantizedLinear):

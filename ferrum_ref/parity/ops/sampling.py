@@ -50,6 +50,9 @@ class SampleToken(Operation):
         case("equal", V=64, n=640, row=True),
         case("two levels", small=False, V=1024, n=20480),
         case("expected 50", small=False, V=200, n=10000),
+        case("greedy ties", V=100, n=4, temperature=0.0),
+        case("greedy below 1e-5", V=50, n=20, temperature=5e-6),
+        case("penalty and top-k", V=20, n=100, penalty=2.0, top_k=3),
     )
 
     def draw(self, case: Case, storage: Storage, rng: np.random.Generator) -> Inputs:
@@ -61,7 +64,15 @@ class SampleToken(Operation):
             logits[rng.permutation(num)[:6]] = np.array([9.0, 8.5, 8.0, 7.5, 7.5, 7.5])
         if probe == "top-p crossing":  # masses 0.4, 0.3, ...: the id that crosses 0.5 is kept
             logits = np.log(np.array([0.4, 0.3, 0.1, 0.08, 0.06, 0.03, 0.02, 0.01]))[rng.permutation(num)]
-        if probe.startswith("penalty"):  # the best ids, positive and negative ones, one listed twice, one with count 0
+        if probe == "greedy ties":
+            logits[rng.permutation(num)[:3]] = 9.0
+        if probe == "greedy below 1e-5":  # who divides by the temperature draws either of the equals
+            logits[[7, 30]] = 9.0
+        if probe == "penalty and top-k":  # the two best fall out of the best three
+            logits = np.minimum(logits, 1.0)
+            logits[:6] = np.array([3.0, 2.9, 2.5, 2.0, 1.9, 1.8])
+            listed = [0, 1]
+        if probe in ("penalty", "penalty before temperature"):  # one id negative, one listed twice, one with count 0
             logits[:4] = np.array([3.0, 2.5, 2.0, -0.5])
             listed = [0, 1, 3, 1, 2]
         if probe == "masked":

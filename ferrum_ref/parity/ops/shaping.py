@@ -62,6 +62,7 @@ class Concat(_Moving):
         case("transposed", shapes=((2, 3, 4), (2, 1, 4)), dim=1),
         case(IID, shapes=((2, 0, 3), (2, 5, 3)), dim=1),
         case(IID, shapes=((65,),), dim=0),
+        case(IID, shapes=((33, 40), (33, 37)), dim=1),
     )
 
     def apply(self, backend: ComputeBackend, tensors: list[TensorRef], case: Case) -> Sequence[TensorRef]:
@@ -80,6 +81,7 @@ class Split(_Moving):
         case("transposed", shapes=((4, 3, 5),), pieces=(1, 0, 2), dim=1),
         case(IID, shapes=((0, 4),), pieces=(2, 2), dim=1),
         case(IID, shapes=((129,),), pieces=(64, 65), dim=0),
+        case(IID, shapes=((40, 67),), pieces=(30, 37), dim=1),
     )
 
     def apply(self, backend: ComputeBackend, tensors: list[TensorRef], case: Case) -> Sequence[TensorRef]:
@@ -99,6 +101,7 @@ class Transpose(_Moving):
         case("transposed", shapes=((3, 4, 5),), dims=(0, 1)),
         case(IID, shapes=((0, 5),), dims=(0, 1)),
         case(IID, shapes=((7, 33),), dims=(1, 1)),
+        case(IID, shapes=((41, 53),), dims=(0, 1)),
     )
 
     def apply(self, backend: ComputeBackend, tensors: list[TensorRef], case: Case) -> Sequence[TensorRef]:
@@ -117,6 +120,7 @@ class Permute(_Moving):
         case("transposed", shapes=((2, 3, 4, 5),), dims=(0, 2, 1, 3)),
         case(IID, shapes=((0, 5, 2),), dims=(2, 1, 0)),
         case(IID, shapes=((17,),), dims=(0,)),
+        case(IID, shapes=((11, 13, 17),), dims=(2, 0, 1)),
     )
 
     def apply(self, backend: ComputeBackend, tensors: list[TensorRef], case: Case) -> Sequence[TensorRef]:
@@ -133,6 +137,7 @@ class Stack(_Moving):
         case("special values", shapes=((3, 4), (3, 4), (3, 4)), dim=1),
         case("strided", shapes=((2, 6), (2, 6)), dim=2),
         case(IID, shapes=((0, 3), (0, 3)), dim=0),
+        case(IID, shapes=((35, 41), (35, 41)), dim=1),
     )
 
     def apply(self, backend: ComputeBackend, tensors: list[TensorRef], case: Case) -> Sequence[TensorRef]:
@@ -149,6 +154,7 @@ class Unstack(_Moving):
         case("special values", shapes=((2, 3, 4),), dim=1),
         case("strided", shapes=((2, 6),), dim=1),
         case(IID, shapes=((2, 0, 4),), dim=0),
+        case(IID, shapes=((3, 35, 41),), dim=0),
     )
 
     def apply(self, backend: ComputeBackend, tensors: list[TensorRef], case: Case) -> Sequence[TensorRef]:
@@ -165,6 +171,7 @@ class PadBatch(_Moving):
         case("special values", shapes=((3, 4), (2, 5)), target=(3, 8)),
         case("strided", shapes=((2, 6),), target=(2, 7)),
         case(IID, shapes=((0, 3), (1, 0)), target=(2, 3)),
+        case(IID, shapes=((30, 41), (33, 35)), target=(34, 45)),
     )
 
     def apply(self, backend: ComputeBackend, tensors: list[TensorRef], case: Case) -> Sequence[TensorRef]:

@@ -11,7 +11,19 @@ from ferrum_ref.interfaces.backend import ComputeBackend
 from ferrum_ref.parity import oracle
 from ferrum_ref.parity.bounds.softmax import softmax_error
 from ferrum_ref.parity.ops import bridge, draws
-from ferrum_ref.parity.ops.operation import DRAWN, IID, Case, Expected, Inputs, Operation, bounded, case, models_of
+from ferrum_ref.parity.ops.operation import (
+    DRAWN,
+    IID,
+    NOT_FINITE,
+    Case,
+    Expected,
+    Inputs,
+    Operation,
+    axes_of,
+    bounded,
+    case,
+    models_of,
+)
 from ferrum_ref.parity.units import Array, Storage
 from ferrum_ref.types.algorithm import Algorithm
 
@@ -37,6 +49,8 @@ class Softmax(Operation):
         case("far apart", shape=(3, 17), axis=-1),
         case(DRAWN, number=1),
         case(DRAWN, number=2),
+        case("offset below", shape=(3, 33), axis=-1),
+        case(NOT_FINITE, shape=(4, 20), axis=-1),
     )
 
     def draw_sizes(self, rng: np.random.Generator) -> Mapping[str, Any]:
@@ -50,6 +64,10 @@ class Softmax(Operation):
             x = rng.uniform(-60.0, 60.0, shape)
         if case.probe == "offset":  # overflows unless the maximum is taken off
             x = 0.4 * x + 1000.0
+        if case.probe == "offset below":  # nothing is left where the maximum is taken with zero
+            x = 0.4 * x - 1000.0
+        if case.probe == NOT_FINITE:  # two lanes are NaN, the others are what they are without them
+            x[0, 3], x[1, 5] = np.nan, np.inf
         if case.probe == "far apart":  # every probability but one is below the accumulator's range
             x = 100.0 * np.arange(shape[-1]) * np.ones(shape)
         if case.probe == "equal":
@@ -74,4 +92,4 @@ class Softmax(Operation):
         models = models_of(inputs, algorithm, value.size)
         lanes, probabilities = np.moveaxis(x, axis, -1), np.moveaxis(value, axis, -1)
         errors = [np.moveaxis(softmax_error(model, lanes, probabilities), -1, axis) for model in models]
-        return [bounded("p", value, tuple(f"axis{index}" for index in range(x.ndim)), models, errors)]
+        return [bounded("p", value, axes_of(x.ndim), models, errors)]

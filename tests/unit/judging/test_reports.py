@@ -135,6 +135,25 @@ def test_every_bug_of_the_library_is_recognised(operation: str) -> None:
             assert all(a.shape == b.shape for a, b in pairs), (bug.name, found.bug)
 
 
+@pytest.mark.clause("PA-DIAGNOSIS-3")
+def test_the_wrong_element_type_is_no_bug_of_the_library() -> None:
+    """Right numbers in float32 for bf16 inputs agree with every bug that does not show in bf16."""
+    subject = adapted("wide", {"linear": lambda x, weight: x.astype(np.float32) @ weight.astype(np.float32).T})
+    judged = list(run(subject, Selection(("linear",), ("bf16",), only_small=True)))
+    assert {result.status for result in judged} == {FAILED}
+    assert diagnose(subject, judged) == []
+
+
+@pytest.mark.clause("PA-DIAGNOSIS-3")
+def test_an_operation_that_shares_a_declaration_shares_the_bugs() -> None:
+    bug = next(one for one in MUTANTS if one.name == "eps forgotten")
+    subject = FunctionSubject("x", {"tensor_rms_norm": bug.run})
+    with np.errstate(all="ignore"):
+        judged = list(run(subject, Selection(("tensor_rms_norm",), ("fp32",), only_small=True)))
+    (found,) = diagnose(subject, judged)
+    assert (found.operation, found.bug) == ("tensor_rms_norm", bug.name)
+
+
 @pytest.mark.clause("PA-DIAGNOSIS-2")
 def test_numbers_that_no_bug_gives_are_left_unexplained() -> None:
     random = np.random.default_rng(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,13 +35,13 @@ def waiver(dtype: str = "*", probe: str = "") -> Waiver:
 @pytest.mark.clause("PA-WAIVER-1")
 def test_a_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "waivers.toml"
-    path.write_text(FULL + 'probe = "needle"\n')
-    assert read_waivers(path) == [Waiver("rms_norm", "fp32", "known", DAY, "needle")]
+    path.write_text(FULL + 'probe = "near sqrt"\nat_most = 3\n')
+    assert read_waivers(path) == [Waiver("rms_norm", "fp32", "known", DAY, "near sqrt", 3.0)]
     path.write_text("")
     assert read_waivers(path) == []
 
 
-@pytest.mark.clause("PA-WAIVER-1")
+@pytest.mark.clause("PA-WAIVER-1", "PA-WAIVER-5", "PA-WAIVER-6")
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -51,6 +52,9 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         (FULL.replace("expires = 2027-01-31\n", ""), "waiver 1: expires: got None"),
         (FULL + FULL.replace("reason", "excuse"), "waiver 2: excuse: unknown field"),
         (FULL + "probe = 3\n", "waiver 1: probe: got 3"),
+        (FULL + 'probe = "neddle"\n', "waiver 1: probe: no case of rms_norm has 'neddle' in its label"),
+        (FULL + "at_most = 1.0\n", "waiver 1: at_most: got 1.0, expected an err/bound above 1"),
+        (FULL + "at_most = true\n", "waiver 1: at_most: got True"),
         ("waiver = 3", "expected \\[\\[waiver\\]\\] entries"),
         ("other = 3", "expected \\[\\[waiver\\]\\] entries"),
         ("[[waiver", "read waivers"),
@@ -76,6 +80,22 @@ def test_covered_failures_are_waived_through_the_last_day() -> None:
     assert not has_failed(cells)
     assert "waived" in summary_line(cells)
     assert "waived" not in summary_line(gather(results("honest")))
+
+
+@pytest.mark.clause("PA-WAIVER-5")
+def test_what_is_worse_than_the_waiver_says_fails() -> None:
+    worst = max(result.ratio_det for result in results() if result.status == FAILED)
+    for at_most, states in ((worst, {WAIVED}), (1.5, {WAIVED, FAILED})):
+        limited = replace(waiver(), at_most=at_most)
+        failing = [one for one in waived(results(), [limited], DAY) if one.status in (FAILED, WAIVED)]
+        assert {one.status for one in failing} <= states
+        assert all(
+            "its waiver is for err/bound up to 1.5 (known)" in one.message for one in failing if one.status == FAILED
+        )
+    lost = replace(results()[0], status=FAILED, verdict=None, ratio_det=math.inf, message="the process died (SIGSEGV)")
+    (told,) = waived([lost], [replace(waiver(), at_most=1e9)], DAY)
+    assert told.status == FAILED
+    assert next(waived([lost], [waiver()], DAY)).status == WAIVED
 
 
 @pytest.mark.clause("PA-WAIVER-3")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
 import pytest
 
 from ferrum_ref.errors import UnsupportedError
+from ferrum_ref.numpy_backend import make_backend
 from ferrum_ref.parity.honest.linear import linear
 from ferrum_ref.parity.honest.sums import dot_pairwise, dot_sequential
 from ferrum_ref.parity.invariance import CLOSE, DIFFERENT, SAME, UNSUPPORTED, check_invariance
+from ferrum_ref.parity.ops.bridge import async_ops
 from ferrum_ref.parity.ops.catalogue import operation_named
 from ferrum_ref.parity.ops.operation import Inputs
-from ferrum_ref.parity.subject import FunctionSubject
+from ferrum_ref.parity.runner import FAILED, PASSED, run_case
+from ferrum_ref.parity.subject import BackendSubject, FunctionSubject
 from ferrum_ref.parity.units import STORAGES
 
 LINEAR, FP32 = operation_named("linear"), STORAGES["fp32"]
@@ -62,6 +66,37 @@ def test_another_result_the_second_time_fails() -> None:
     found = checked(kernel)
     assert (found.repeated, found.passed) == (DIFFERENT, False)
     assert "second time" in found.detail
+
+
+@pytest.mark.clause("PA-INVARIANT-4")
+def test_a_result_that_the_next_call_overwrites_fails() -> None:
+    buffers: dict[tuple[int, ...], Any] = {}
+
+    def kernel(inputs: Inputs) -> tuple[Any, ...]:
+        (y,) = linear(dot_sequential)(inputs)
+        workspace = buffers.setdefault(y.shape, np.zeros_like(y))
+        workspace[...] = y
+        return (workspace,)
+
+    found = checked(kernel)
+    assert (found.repeated, found.passed) == (DIFFERENT, False)
+    assert "a later call overwrites the result" in found.detail
+
+
+@pytest.mark.clause("PA-CASE-5")
+def test_two_awaited_calls_that_share_a_workspace_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = make_backend()
+    operation, part = operation_named("matmul_async"), type(async_ops(backend))
+    assert run_case(BackendSubject(backend, "numpy"), operation, FP32, 0, 0).status == PASSED
+    shared: dict[str, Any] = {}
+
+    async def matmul_async(self: Any, a: Any, b: Any) -> Any:
+        shared["y"] = self.matmul(a, b)
+        await asyncio.sleep(0)
+        return shared["y"]
+
+    monkeypatch.setattr(part, "matmul_async", matmul_async)
+    assert run_case(BackendSubject(backend, "numpy"), operation, FP32, 0, 0).status == FAILED
 
 
 def test_what_is_not_offered_is_unsupported() -> None:

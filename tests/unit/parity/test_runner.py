@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import pytest
 from ferrum_ref.errors import InvalidParameterError, UnsupportedError
 from ferrum_ref.numpy_backend import make_backend
 from ferrum_ref.parity import runner
-from ferrum_ref.parity.cells import gather, has_failed
+from ferrum_ref.parity.cells import failures_in_turn, gather, has_failed
+from ferrum_ref.parity.honest.attention import attention
 from ferrum_ref.parity.ops.catalogue import OPERATIONS, operation_named
-from ferrum_ref.parity.ops.operation import Inputs
-from ferrum_ref.parity.report import cells_as_json, failure_lines, parity_table, summary_line
+from ferrum_ref.parity.ops.operation import NOT_FINITE, Inputs
+from ferrum_ref.parity.report import cells_as_json, failure_lines, hint_of, parity_table, summary_line
 from ferrum_ref.parity.runner import FAILED, PASSED, SKIPPED, UNSUPPORTED, WAIVED, Selection, draw_case, run, run_case
 from ferrum_ref.parity.subject import BackendSubject, FunctionSubject
 from ferrum_ref.parity.units import STORAGES
@@ -29,7 +31,7 @@ ADD = operation_named("add")
 
 
 def honest_add(inputs: Inputs) -> tuple[np.ndarray[Any, Any], ...]:
-    with np.errstate(invalid="ignore"):  # infinity minus infinity
+    with np.errstate(invalid="ignore", over="ignore"):  # infinity minus infinity, and what is beyond the largest
         total = inputs.arrays["a"].astype(np.float32) + inputs.arrays["b"].astype(np.float32)
     return (total.astype(inputs.storage.numpy_dtype),)
 
@@ -120,9 +122,30 @@ def test_passed_unsupported_failed_and_tampering_are_told_apart() -> None:
     }
     assert results["refuse"].message == "add: not on this device"
     assert results["crash"].message == "raised ZeroDivisionError: at last"
-    assert "changed one of its inputs" in results["tamper"].message
+    assert "changed its input a, or what lies beside it" in results["tamper"].message
     assert run_case(subject_of(lambda inputs: ()), ADD, FP32, 0, 0).message == "returned 0 outputs, expected 1"
     assert run_case(subject_of(honest_add), operation_named("mul"), FP32, 0, 0).status == UNSUPPORTED
+
+
+@pytest.mark.clause("PA-RUN-4")
+def test_settings_and_what_lies_beside_a_view_may_not_change_either() -> None:
+    """A kernel that shortens the lengths in place would be compared with what the shorter lengths give."""
+
+    def shortens(inputs: Inputs) -> tuple[Any, ...]:
+        inputs.settings["lens"][...] = np.maximum(inputs.settings["lens"] - 1, 0)
+        return attention("plain")(inputs)
+
+    paged = operation_named("paged_attention")
+    result = run_case(FunctionSubject("mine", {"paged_attention": shortens}), paged, FP32, 0, 0)
+    assert (result.status, "changed its input lens" in result.message) == (FAILED, True)
+
+    def writes_contiguously(inputs: Inputs) -> tuple[Any, ...]:
+        outputs = honest_add(inputs)
+        inputs.arrays["a"].base[0, 1] = 0.0
+        return outputs
+
+    strided = next(index for index, case in enumerate(ADD.cases) if case.probe == "strided")
+    assert "changed its input a" in run_case(subject_of(writes_contiguously), ADD, FP32, strided, 0).message
 
 
 @pytest.mark.clause("PA-RUN-2", "PA-SUBJECT-1")
@@ -187,6 +210,60 @@ def test_a_failure_says_where_and_how_to_see_it_again() -> None:
     assert json.loads(json.dumps(document, allow_nan=False)) == document
     assert document[0]["worst_case"]["worst"]["coordinates"] == {"axis0": 2, "axis1": 4}
     assert document[0]["cases"] == {PASSED: len(ADD.cases) - 1, FAILED: 1, UNSUPPORTED: 0, SKIPPED: 0, WAIVED: 0}
+
+
+@pytest.mark.clause("PA-REPORT-7")
+def test_every_broken_cell_is_among_the_first_failures_and_a_hint_stands_beside_the_number() -> None:
+    def off(factor: float) -> Any:
+        def run_off(inputs: Inputs) -> tuple[Any, ...]:
+            with np.errstate(all="ignore"):
+                (total,) = honest_add(inputs)
+                return ((total.astype(np.float64) * factor).astype(total.dtype),)
+
+        return run_off
+
+    cells = gather(run(subject_of(off(1.0 + 2 * 2.0**-8)), Selection(operations=["add"], only_small=True)))
+    first = failures_in_turn(cells)
+    assert [failure.dtype for failure in first[:3]] == ["fp32", "fp16", "bf16"]
+    assert [failure.ratio_det for failure in first[:3]] == [cell.ratio_det for cell in cells]
+    assert sorted(map(id, first)) == sorted(id(one) for cell in cells for one in cell.failures)
+    assert "other numbers are computed than asked for" in "\n".join(failure_lines(first[0]))
+    assert "not declared: take it out, or declare it" in "\n".join(failure_lines(cells[2].failures[0]))
+    assert hint_of(replace(first[0], verdict=None)) == ""
+    assert failures_in_turn([]) == []
+
+
+@pytest.mark.clause("PA-CASE-2")
+def test_every_operation_goes_beyond_the_usual_block_sizes() -> None:
+    """More than 64 queries, 16 heads, 8 sequences, 64 rows, 128 columns, 1,024 elements: a kernel's first block."""
+    small = {operation.name: [one.sizes for one in operation.cases if one.small] for operation in OPERATIONS}
+    assert max(sizes.get("T", 0) for sizes in small["attention"]) > 64
+    for name in ("attention", "rotary_embedding"):
+        assert max(sizes.get("H", 0) for sizes in small[name]) > 16
+    assert max(len(sizes.get("lens", ())) for sizes in small["paged_attention"]) > 8
+    for name in ("rms_norm", "rms_norm_residual", "layer_norm", "silu_mul", "gelu"):
+        assert max(sizes.get("shape", (0,))[0] for sizes in small[name]) > 64
+    for name in ("linear", "quantized_linear_q4_0"):
+        assert max(sizes.get("N", 0) for sizes in small[name]) > 128
+    assert max(sizes.get("x", (0,))[0] for sizes in small["linear"] if len(sizes.get("x", ())) == 2) > 64
+    for name in ("add", "relu", "concat", "split", "transpose", "permute", "stack", "unstack", "pad_batch"):
+        operation = operation_named(name)
+        drawn = (draw_case(operation, FP32, index, 0) for index, one in enumerate(operation.cases) if one.small)
+        assert max(array.size for inputs in drawn for array in inputs.arrays.values()) > 1024
+
+
+@pytest.mark.clause("PA-CASE-2")
+def test_one_row_of_nan_is_there_and_no_other_row_notices() -> None:
+    for name in ("rms_norm", "layer_norm", "linear", "softmax", "rms_norm_residual"):
+        operation = operation_named(name)
+        index = next(index for index, one in enumerate(operation.cases) if one.probe == NOT_FINITE)
+        inputs = draw_case(operation, FP32, index, 0)
+        with np.errstate(all="ignore"):
+            value = np.asarray(operation.expect(inputs, Algorithm())[0].value)
+        broken = ~np.isfinite(inputs.arrays["x"]).all(axis=-1)
+        assert broken.any()
+        assert not broken.all()
+        np.testing.assert_array_equal(np.isnan(value).any(axis=-1), broken)
 
 
 @pytest.mark.clause("PA-REPORT-1")

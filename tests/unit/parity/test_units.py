@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from ferrum_ref.errors import InvalidParameterError
 from ferrum_ref.parity.error_model import ErrorModel
+from ferrum_ref.parity.ops.catalogue import operation_named
+from ferrum_ref.parity.ops.operation import Case, Inputs
 from ferrum_ref.parity.units import STORAGES, Storage, confidence_factor, gamma, gamma_probabilistic, storage_named
+from ferrum_ref.parity.verdict import judge
 from ferrum_ref.types.algorithm import Algorithm
 
 SIXTEEN_BITS = [STORAGES["fp16"], STORAGES["bf16"]]
@@ -85,7 +88,9 @@ def test_what_a_declaration_changes_in_the_number_of_roundings() -> None:
     fp16, fp32 = STORAGES["fp16"], STORAGES["fp32"]
     assert float(ErrorModel(Algorithm(), fp16).dot_roundings(10)) == 9  # products of 16-bit numbers are exact
     assert float(ErrorModel(Algorithm(), fp32).dot_roundings(10)) == 10
-    assert float(ErrorModel(Algorithm(inexact_products=False), fp32).dot_roundings(10)) == 9
+    fused = ErrorModel(Algorithm(inexact_products=False), fp32)  # the first product is rounded when it meets zero
+    assert float(fused.dot_roundings(10)) == 10
+    assert float(fused.dot_roundings(1)) == 1
     assert float(ErrorModel(Algorithm(accumulate="fp64"), fp32).dot_roundings(10)) == 9
     tree = Algorithm(reduction="tree", reduction_depth=4)
     assert float(ErrorModel(tree, fp16).dot_roundings(1000)) == 4
@@ -104,3 +109,39 @@ def test_the_stored_bound_is_its_formula() -> None:
     flushed = ErrorModel(Algorithm(flushes_subnormals=True), storage)
     assert flushed.stored(np.array([0.0]), np.array([0.0]))[0] == storage.smallest_normal
     assert flushed.underflow > model.underflow
+
+
+@pytest.mark.clause("PA-STORE-2")
+@pytest.mark.parametrize(
+    ("accumulate", "dtype", "rounds"),
+    [
+        ("fp32", "fp32", False),
+        ("tf32", "fp32", False),
+        ("fp64", "fp32", True),
+        ("fp32", "fp16", True),
+        ("fp16", "fp16", False),
+        ("fp16", "bf16", True),
+        ("bf16", "fp32", False),
+    ],
+)
+def test_a_store_that_loses_nothing_is_not_counted_twice(accumulate: str, dtype: str, rounds: bool) -> None:
+    storage = STORAGES[dtype]
+    model = ErrorModel(Algorithm(accumulate=accumulate), storage)
+    assert model.store == ((storage.unit, storage.eta) if rounds else (0.0, 0.0))
+    assert model.stored(np.array([0.25]), np.array([1.0]))[0] > 0.25 or not rounds
+
+
+@pytest.mark.clause("PA-STORE-2")
+def test_bf16_sums_in_fp16_tensors_lose_what_lies_below_the_range_of_fp16() -> None:
+    assert ErrorModel(Algorithm(accumulate="bf16"), STORAGES["fp16"]).store == (0.0, STORAGES["fp16"].eta)
+
+
+@pytest.mark.clause("PA-STORE-2")
+def test_one_more_rounding_shows_in_float32_too() -> None:
+    """a (1 / b) rounds twice where a / b rounds once."""
+    division, rng = operation_named("div"), np.random.default_rng(0)
+    a, b = (rng.standard_normal((64, 64)).astype(np.float32) for _ in "ab")
+    inputs = Inputs(Case("iid", {"a": (64, 64), "b": (64, 64)}), STORAGES["fp32"], {"a": a, "b": b})
+    (expected,) = division.expect(inputs, Algorithm())
+    assert judge(expected, a / b).passed
+    assert not judge(expected, a * (np.float32(1.0) / b)).passed
