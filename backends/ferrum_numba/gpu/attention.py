@@ -5,15 +5,20 @@ Clauses: BK-NCUDA-13, BK-NCUDA-16 (specs/backend_numba_cuda.md).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ferrum_numba.gpu.casting import cast_float
 from ferrum_numba.gpu.integers import IntArray, as_integers
+from ferrum_numba.gpu.kernel import Kernel
+from ferrum_numba.gpu.kernels import attend_one
 from ferrum_numba.gpu.kernels import attention as kernels
 from ferrum_numba.gpu.linear import move_rows
 from ferrum_numba.gpu.runtime import whole_warps
-from ferrum_numba.gpu.storage import storage_of
+from ferrum_numba.gpu.storage import Storage, storage_of
 from ferrum_numba.gpu.tensor import NumbaTensor
+from ferrum_numba.gpu.wide import PACK
 from ferrum_ref.errors import BackendError, ShapeError, UnsupportedError
 from ferrum_ref.interfaces.kernel_ops import AttentionParams, Ints
 from ferrum_ref.types.devices import DataType
@@ -95,21 +100,45 @@ def attend(
     )
     device_lengths, sink_logits = runtime.integers(lengths), _sinks(operation, q, sinks, num_heads)
     causal, window, has_sinks = int(params.causal), params.sliding_window, int(sinks is not None)
-    runtime.launch(
-        kernels.attention,
-        (kind,),
-        num_tiles * num_splits * num_kv_heads * batch,
-        THREADS,
-        *(q.flat(), k.flat(), v.flat(), runtime.integers(table), device_lengths, sink_logits, result.array, parts),
-        *(num_tokens, num_heads, num_kv_heads, head_dim, max(1, block_size), table.shape[1], num_splits, split_keys),
-        *(np.float32(params.softmax_scale), np.float32(params.logit_softcap), causal, window, has_sinks),
-        shared_bytes=4 * kernels.ROWS * head_dim,
-    )
+    arrays = (q.flat(), k.flat(), v.flat())
+    memory = (*arrays, runtime.integers(table), device_lengths, sink_logits, result.array, parts)
+    blocks = (max(1, block_size), table.shape[1], num_splits, split_keys)
+    numbers = (np.float32(params.softmax_scale), np.float32(params.logit_softcap), causal, window, has_sinks)
+    if num_tokens == 1 and is_wide(head_dim) and all(runtime.machine.is_aligned(array) for array in arrays):
+        runtime.launch(
+            *one_token(kind, batch, num_heads, num_kv_heads, num_splits),
+            *memory,
+            *(num_heads, num_kv_heads, head_dim, attend_one.lanes_of(head_dim), *blocks, *numbers),
+            shared_bytes=attend_one.shared_bytes(kind, num_heads, num_kv_heads, head_dim),
+        )
+    else:
+        runtime.launch(
+            kernels.attention,
+            (kind,),
+            num_tiles * num_splits * num_kv_heads * batch,
+            THREADS,
+            *(*memory, num_tokens, num_heads, num_kv_heads, head_dim, *blocks, *numbers),
+            shared_bytes=4 * kernels.ROWS * head_dim,
+        )
     if num_splits > 1:
         arguments = (parts, device_lengths, sink_logits, result.array, num_tokens, num_heads, head_dim, num_splits)
         grid, threads = batch * num_tokens * num_heads, whole_warps(head_dim)
         runtime.launch(kernels.merge, (kind,), grid, threads, *arguments, causal, window, has_sinks)
     return result
+
+
+def is_wide(head_dim: int) -> bool:
+    """Whether the kernel for one new token has room for heads of this size and reads them in whole packs. Pure."""
+    return head_dim % PACK == 0 and head_dim <= attend_one.MOST_HEAD_DIM
+
+
+def one_token(
+    kind: Storage, batch: int, num_heads: int, num_kv_heads: int, num_splits: int
+) -> tuple[Callable[..., Kernel], tuple[Storage, int], int, int]:
+    """The kernel for one new token a sequence: maker, what it is made of, grid, block. Pure."""
+    share = attend_one.shared_by(kind, num_heads, num_kv_heads)
+    grid = attend_one.blocks_for(kind, batch, num_heads, num_kv_heads, num_splits)
+    return attend_one.attend_one, (kind, share), grid, attend_one.THREADS
 
 
 def write_kv(cache: NumbaTensor, rows: NumbaTensor, slots: Ints) -> None:

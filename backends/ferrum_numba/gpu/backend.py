@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from importlib.metadata import version
 
+from ferrum_numba.gpu.async_ops import NumbaAsyncTensorOps
+from ferrum_numba.gpu.batch import NumbaTensorBatchOps
 from ferrum_numba.gpu.decode import NumbaCudaDecodeBackend
 from ferrum_numba.gpu.factory import NumbaTensorFactory
 from ferrum_numba.gpu.kernel_ops import NumbaKernelOps
@@ -32,6 +34,7 @@ class NumbaCudaBackend(ComputeBackend):
         self._tensor_ops = NumbaTensorOps(self._runtime)
         self._tensor_factory = NumbaTensorFactory(self._runtime)
         self._kernel_ops = NumbaKernelOps(self._runtime)
+        self._async_ops = NumbaAsyncTensorOps(self._runtime)
 
     @classmethod
     def on(cls, device: str) -> NumbaCudaBackend:
@@ -84,6 +87,16 @@ class NumbaCudaBackend(ComputeBackend):
         self._check_open("kernel_ops")
         return self._kernel_ops
 
+    def tensor_batch_ops(self) -> NumbaTensorBatchOps:
+        """Operations over lists (extension).  [BK-NCUDA-45]"""
+        self._check_open("tensor_batch_ops")
+        return NumbaTensorBatchOps(self._runtime, self._tensor_ops)
+
+    def async_tensor_ops(self) -> NumbaAsyncTensorOps:
+        """Operations that are awaited, all in one queue (extension).  [BK-NCUDA-46]"""
+        self._check_open("async_tensor_ops")
+        return self._async_ops
+
     def make_decode_backend(
         self, weights: TransformerWeights, *, max_tokens: int | None = None, use_graphs: bool = False
     ) -> NumbaCudaDecodeBackend:
@@ -124,6 +137,7 @@ class NumbaCudaBackend(ComputeBackend):
     async def shutdown(self) -> None:
         """No further operation is accepted; tensors that others hold stay valid. Repeating it changes nothing."""
         self._runtime.is_open = False
+        await asyncio.to_thread(self._async_ops.close)
 
     def _check_open(self, operation: str) -> None:
         if not self._runtime.is_open:

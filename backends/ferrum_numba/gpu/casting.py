@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferrum_numba.gpu.kernels.elementwise import unary
+from ferrum_numba.gpu.kernels.elementwise import packs_of, unary
 from ferrum_numba.gpu.storage import HOST_TYPES, STORAGES, host_type
 from ferrum_numba.gpu.tensor import NumbaTensor
 from ferrum_ref.errors import DeviceError
@@ -37,7 +37,7 @@ def cast_float(tensor: NumbaTensor, dtype: DataType) -> NumbaTensor:
         return tensor
     result = NumbaTensor.empty(tensor.runtime, tensor.shape(), dtype)
     types = ("cast", STORAGES[tensor.dtype()], STORAGES[dtype])
-    tensor.runtime.launch_each(unary, types, tensor.numel(), tensor.flat(), result.array, tensor.numel())
+    tensor.runtime.launch_each(unary, types, packs_of(tensor.numel()), tensor.flat(), result.array, tensor.numel())
     return result
 
 

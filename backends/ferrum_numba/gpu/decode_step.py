@@ -17,14 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from ferrum_numba.gpu.attention import MOST_HEAD_DIM
+from ferrum_numba.gpu.attention import MOST_HEAD_DIM, is_wide, one_token
 from ferrum_numba.gpu.attention import THREADS as ATTENTION_THREADS
 from ferrum_numba.gpu.kernel import Kernel
-from ferrum_numba.gpu.kernels import attention, elementwise, norm
+from ferrum_numba.gpu.kernels import attend_one, attention, elementwise, gemv, norm
 from ferrum_numba.gpu.kernels.copy import copy_rows, copy_runs
 from ferrum_numba.gpu.kernels.decode import CURSOR_SIZE, LENGTH, TOKEN, place_cursor, turn_and_store
-from ferrum_numba.gpu.kernels.gemv import WARPS, gemv
-from ferrum_numba.gpu.kernels.weights import DENSE
 from ferrum_numba.gpu.machine import DeviceArray, Grid
 from ferrum_numba.gpu.operands import beside, fitting
 from ferrum_numba.gpu.runtime import THREADS, Runtime, whole_warps
@@ -187,50 +185,62 @@ class DecodeStep:
         parts = self._no_parts
         if num_splits > 1:
             parts = self.runtime.machine.empty(heads * num_splits * (size + 2), FLOAT32)
-        num_tiles = -(-(heads // kv_heads) // attention.ROWS)
         lengths, causal, window, has_sinks = self.cursor[LENGTH : LENGTH + 1], 1, 0, 0
-        yield Launch(
-            attention.attention,
-            (kind,),
-            num_tiles * num_splits * kv_heads,
-            ATTENTION_THREADS,
-            (
-                *(q, keys, values, self._zero, lengths, self._no_sinks, self._mixed, parts),
-                *(1, heads, kv_heads, size, capacity, 1, num_splits, split_keys),
-                *(np.float32(size**-0.5), np.float32(0.0), causal, window, has_sinks),
-            ),
-            4 * attention.ROWS * size,
+        memory = (q, keys, values, self._zero, lengths, self._no_sinks, self._mixed, parts)
+        numbers = (
+            capacity,
+            1,
+            num_splits,
+            split_keys,
+            np.float32(size**-0.5),
+            np.float32(0.0),
+            causal,
+            window,
+            has_sinks,
         )
+        if is_wide(size):
+            made = one_token(kind, 1, heads, kv_heads, num_splits)
+            given = (*memory, heads, kv_heads, size, attend_one.lanes_of(size), *numbers)
+            yield Launch(*made, given, attend_one.shared_bytes(kind, heads, kv_heads, size))
+        else:
+            grid = -(-(heads // kv_heads) // attention.ROWS) * num_splits * kv_heads
+            given = (*memory, 1, heads, kv_heads, size, *numbers)
+            yield Launch(attention.attention, (kind,), grid, ATTENTION_THREADS, given, 4 * attention.ROWS * size)
         if num_splits > 1:
             joined = (parts, lengths, self._no_sinks, self._mixed, 1, heads, size, num_splits)
             yield Launch(attention.merge, (kind,), heads, whole_warps(size), (*joined, causal, window, has_sinks))
 
     def _product(self, x: DeviceArray, matrix: Operand, bias: Operand | None, y: DeviceArray) -> Iterator[Launch]:
         """y = matrix @ x, rounded, then plus bias, rounded."""
-        (num_columns, depth), words, kind = matrix.shape, matrix.array, self.storage
-        given = (x, words, words, y, 1, num_columns, depth)
-        yield Launch(gemv, (kind, DENSE[matrix.storage]), (-(-num_columns // WARPS), 1, 1), (WARPS * 32, 1, 1), given)
+        (num_columns, depth), kind = matrix.shape, self.storage
+        given = (x, matrix.array, y, 1, num_columns, depth)
+        yield Launch(gemv.gemv, (kind, matrix.storage), *gemv.blocks_for(1, num_columns), given)
         if bias is not None:
             count = num_columns
             arrays, sizes = (y, bias.array, y), (count, count, count)
-            yield _each(elementwise.binary, ("add", kind, bias.storage, kind), count, (*arrays, *sizes))
+            yield _each(
+                elementwise.binary, ("add", kind, bias.storage, kind), elementwise.packs_of(count), (*arrays, *sizes)
+            )
 
     def _norm(self, x: DeviceArray, weight: Operand, y: DeviceArray, num_rows: int) -> Launch:
         """y = rms_norm of each of the rows of x, which may be y."""
         length, eps = weight.shape[0], np.float32(self.config.rms_norm_eps)
         kinds = (self.storage, weight.storage)
-        return Launch(norm.rms_norm, kinds, num_rows, whole_warps(length), (x, weight.array, y, length, eps))
+        grid, block = norm.blocks_for(num_rows, length)
+        return Launch(norm.rms_norm, kinds, grid, block, (x, weight.array, y, num_rows, length, eps))
 
     def _add_and_norm(self, residual: DeviceArray, weight: Operand, total: DeviceArray) -> Launch:
         """total = update + residual, normed = rms_norm(total) before it is rounded (D-16)."""
         length, eps = weight.shape[0], np.float32(self.config.rms_norm_eps)
-        given = (self._update, residual, weight.array, self._normed, total, length, eps)
-        return Launch(norm.rms_norm_residual, (self.storage, weight.storage), 1, whole_warps(length), given)
+        grid, block = norm.blocks_for(1, length)
+        given = (self._update, residual, weight.array, self._normed, total, 1, length, eps)
+        return Launch(norm.rms_norm_residual, (self.storage, weight.storage), grid, block, given)
 
     def _silu_mul(self) -> Launch:
         count, kind = self.config.intermediate_size, self.storage
         arrays = (self._both[:count], self._both[count : 2 * count], self._gated)
-        return _each(elementwise.binary, ("silu_mul", kind, kind, kind), count, (*arrays, count, count, count))
+        given = (*arrays, count, count, count)
+        return _each(elementwise.binary, ("silu_mul", kind, kind, kind), elementwise.packs_of(count), given)
 
     def _read(self, tensor: TensorRef) -> Operand:
         data = beside(self.runtime, OPERATION, "weights", tensor)

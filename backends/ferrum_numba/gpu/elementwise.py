@@ -6,7 +6,6 @@ from ferrum_numba.gpu.integers import as_integers, check_below
 from ferrum_numba.gpu.kernels import elementwise as kernels
 from ferrum_numba.gpu.kernels import rope
 from ferrum_numba.gpu.operands import fitting
-from ferrum_numba.gpu.runtime import whole_warps
 from ferrum_numba.gpu.storage import common_type, storage_of
 from ferrum_numba.gpu.tensor import NumbaTensor
 from ferrum_ref.errors import InvalidParameterError, ShapeError
@@ -18,7 +17,9 @@ def unary(name: str, x: NumbaTensor) -> NumbaTensor:
     """silu, gelu, gelu_tanh or relu of every element, rounded once. Pure."""
     kind = storage_of(x.dtype(), name)
     result = NumbaTensor.empty(x.runtime, x.shape(), x.dtype())
-    x.runtime.launch_each(kernels.unary, (name, kind, kind), x.numel(), x.flat(), result.array, x.numel())
+    x.runtime.launch_each(
+        kernels.unary, (name, kind, kind), kernels.packs_of(x.numel()), x.flat(), result.array, x.numel()
+    )
     return result
 
 
@@ -44,7 +45,9 @@ def binary(operation: str, a: NumbaTensor, b: NumbaTensor) -> NumbaTensor:
         left, right = _repeating(a, shape), _repeating(b, shape)
         types = (operation, *kinds, storage_of(result.dtype(), operation))
         sizes = (count, left.numel(), right.numel())
-        a.runtime.launch_each(kernels.binary, types, count, left.flat(), right.flat(), result.array, *sizes)
+        a.runtime.launch_each(
+            kernels.binary, types, kernels.packs_of(count), left.flat(), right.flat(), result.array, *sizes
+        )
     return result
 
 
@@ -57,7 +60,9 @@ def silu_mul(gate: NumbaTensor, up: NumbaTensor) -> NumbaTensor:
     result = NumbaTensor.empty(gate.runtime, gate.shape(), gate.dtype())
     count = gate.numel()
     types = (operation, kind, storage_of(up.dtype(), operation), kind)
-    gate.runtime.launch_each(kernels.binary, types, count, gate.flat(), up.flat(), result.array, count, count, count)
+    gate.runtime.launch_each(
+        kernels.binary, types, kernels.packs_of(count), gate.flat(), up.flat(), result.array, count, count, count
+    )
     return result
 
 
@@ -83,8 +88,8 @@ def rotary_embedding(x: NumbaTensor, cos: NumbaTensor, sin: NumbaTensor, positio
         types = (storage_of(x.dtype(), operation), storage_of(cos.dtype(), operation))
         half = head_dim // 2
         arrays = (x.flat(), cos.flat(), sin.flat(), x.runtime.integers(index), result.array)
-        grid, block = batch * num_tokens, whole_warps(num_heads * half)
-        x.runtime.launch(rope.rotary_embedding, types, grid, block, *arrays, num_tokens, num_heads, half)
+        grid, block = rope.blocks_for(batch, num_tokens, num_heads, half)
+        x.runtime.launch(rope.rotary_embedding, types, grid, block, *arrays, num_heads, half)
     return result
 
 

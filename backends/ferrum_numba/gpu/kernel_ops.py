@@ -26,7 +26,8 @@ from ferrum_ref.interfaces.kernel_ops import (
 from ferrum_ref.interfaces.tensor import TensorRef
 from ferrum_ref.types.algorithm import Algorithm
 
-KEY_BLOCK = 16  # keys come 32 at a time; a border of tiles or splits inside a window is one more rescaling
+KEY_BLOCK = 2  # at least: a lane's maximum is renewed every four keys; lanes, warps and splits are joined thereafter
+FAST_DIVISION = ("silu", "silu_mul", "gelu_tanh")  # by the GPU's approximate reciprocal
 
 
 class Part:
@@ -171,9 +172,14 @@ class NumbaKernelOps(KernelOps):
         return self._sampling
 
     def declared_algorithm(self, op: str) -> Algorithm:
-        """float32 sums and CUDA's own float32 functions; attention online; sample_token in float64.  [BK-NCUDA-19]"""
+        """float32 sums and CUDA's own float32 functions; attention online; sample_token in float64.  [BK-NCUDA-19]
+
+        Where the last axis of a sum has partial sums in lanes, warps and blocks, any order of its terms is declared.
+        """
         if op == "sample_token":
             return Algorithm(accumulate="fp64")
         if op in ("attention", "paged_attention"):
             return Algorithm(key_block=KEY_BLOCK)
+        if op in FAST_DIVISION:
+            return Algorithm(div_ulp=2.0)
         return Algorithm()

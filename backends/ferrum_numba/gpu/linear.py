@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from ferrum_numba.gpu.casting import cast_float
 from ferrum_numba.gpu.integers import IntArray, as_integers, check_below
+from ferrum_numba.gpu.kernels import gemv, packed_gemv
 from ferrum_numba.gpu.kernels.copy import copy_rows
 from ferrum_numba.gpu.kernels.gemm import SIDE, TILE, gemm
-from ferrum_numba.gpu.kernels.gemv import ROWS, WARPS, gemv
 from ferrum_numba.gpu.kernels.weights import BLOCK, DENSE, Q4_0, Q4_WORDS, Q8_0, Q8_WORDS, Weights
 from ferrum_numba.gpu.machine import DeviceArray
 from ferrum_numba.gpu.operands import fitting
@@ -84,19 +86,60 @@ def move_rows(
 
 def matmul(a: NumbaTensor, b: NumbaTensor) -> NumbaTensor:
     """a @ b: [.., m, k] x [.., k, n] -> [.., m, n] in the common type; leading axes broadcast. Pure."""
-    shape = tuple(matmul_output_shape(a.shape(), b.shape()))
+    (product,) = products([(a, b)], product_shape(a, b))
+    return product
+
+
+@dataclass(frozen=True, slots=True)
+class ProductShape:
+    """What matrix products must have in common to be one launch."""
+
+    leading: tuple[int, ...]
+    num_rows: int
+    num_columns: int
+    depth: int
+    data_type: DataType
+
+
+def product_shape(a: NumbaTensor, b: NumbaTensor) -> ProductShape:
+    """That of a @ b. Pure. Raises BackendError for shapes that do not fit and operands that are no floats."""
+    *leading, num_rows, num_columns = matmul_output_shape(a.shape(), b.shape())
     target = common_type("matmul", a.dtype(), b.dtype())
+    return ProductShape(tuple(leading), num_rows, num_columns, a.shape()[-1], target)
+
+
+def products(pairs: Sequence[tuple[NumbaTensor, NumbaTensor]], shape: ProductShape) -> list[NumbaTensor]:
+    """a @ b of each pair, all of this shape, by one launch; the results lie in one piece of memory. Pure."""
+    target, runtime = shape.data_type, pairs[0][0].runtime
     kind = storage_of(target, "matmul")
-    result = NumbaTensor.empty(a.runtime, shape, target)
-    (num_rows, num_columns), depth, leading = shape[-2:], a.shape()[-1], shape[:-2]
+    one = (*shape.leading, shape.num_rows, shape.num_columns)
+    result = NumbaTensor.empty(runtime, (len(pairs), *one), target)
     if result.numel():
-        swapped = b.permuted((*range(b.ndim() - 2), b.ndim() - 1, b.ndim() - 2))
-        left = cast_float(a, target).broadcast((*leading, num_rows, depth)).flat()
-        right = cast_float(swapped.contiguous(), target).broadcast((*leading, num_columns, depth)).flat()
-        grid = (-(-num_columns // TILE), -(-num_rows // TILE), math.prod(leading))
-        sizes = (num_rows, num_columns, depth)
-        a.runtime.launch(gemm, (kind, DENSE[kind]), grid, (SIDE, SIDE, 1), left, right, right, result.array, *sizes)
-    return result
+        left = [cast_float(a, target).broadcast((*shape.leading, shape.num_rows, shape.depth)) for a, _ in pairs]
+        right = [_turned(b, target).broadcast((*shape.leading, shape.num_columns, shape.depth)) for _, b in pairs]
+        grid = (-(-shape.num_columns // TILE), -(-shape.num_rows // TILE), len(pairs) * math.prod(shape.leading))
+        arrays, sizes = (_in_one_piece(left), _in_one_piece(right)), (shape.num_rows, shape.num_columns, shape.depth)
+        arguments = (arrays[0], arrays[1], arrays[1], result.array, *sizes)
+        runtime.launch(gemm, (kind, DENSE[kind]), grid, (SIDE, SIDE, 1), *arguments)
+    return [result.picked(0, index) for index in range(len(pairs))]
+
+
+def _turned(b: NumbaTensor, target: DataType) -> NumbaTensor:
+    """The last two axes swapped, in another float type."""
+    swapped = b.permuted((*range(b.ndim() - 2), b.ndim() - 1, b.ndim() - 2))
+    return swapped if b.dtype() is target else cast_float(swapped.contiguous(), target)
+
+
+def _in_one_piece(tensors: Sequence[NumbaTensor]) -> DeviceArray:
+    """The elements of tensors of one shape and type, one after the other."""
+    if len(tensors) == 1:
+        return tensors[0].flat()
+    runtime, size, element = tensors[0].runtime, tensors[0].numel(), carrier(tensors[0].dtype())
+    memory = runtime.machine.empty(len(tensors) * size, element)
+    for index, tensor in enumerate(tensors if size else ()):
+        place = memory[index * size : (index + 1) * size]
+        runtime.gathered(tensor.array, tensor.shape(), tensor.strides, tensor.offset, element, place)
+    return memory
 
 
 def _product(
@@ -109,10 +152,15 @@ def _product(
     result = NumbaTensor.empty(x.runtime, (*x.shape()[:-1], num_columns), x.dtype())
     if result.numel():
         arguments = (x.flat(), words, scales, result.array, num_rows, num_columns, depth)
-        if num_rows <= x.runtime.tuning.gemv_rows:
-            grid = (-(-num_columns // WARPS), -(-num_rows // ROWS), 1)
-            x.runtime.launch(gemv, (kind, weights), grid, (WARPS * 32, 1, 1), *arguments)
-        else:
+        if num_rows > x.runtime.tuning.gemv_rows:
             grid = (-(-num_columns // TILE), -(-num_rows // TILE), 1)
             x.runtime.launch(gemm, (kind, weights), grid, (SIDE, SIDE, 1), *arguments)
+        elif weights.storage is None:
+            grid, block = packed_gemv.blocks_for(weights, num_rows, num_columns)
+            few = (x.flat(), words, result.array, num_columns, depth)
+            x.runtime.launch(packed_gemv.packed_gemv, (kind, weights), grid, block, *few)
+        else:
+            grid, block = gemv.blocks_for(num_rows, num_columns)
+            dense = (x.flat(), words, result.array, num_rows, num_columns, depth)
+            x.runtime.launch(gemv.gemv, (kind, weights.storage), grid, block, *dense)
     return result

@@ -9,7 +9,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ferrum_numba.gpu.decode_graph import StreamGraph, record_on_stream, replays
 from ferrum_numba.gpu.kernel import Kernel, cuda
 from ferrum_numba.gpu.pool import BlockPool
+from ferrum_numba.gpu.wide import VECTOR_BYTES
 from ferrum_ref.errors import DeviceError, InternalError, ResourceExhaustedError, UnsupportedError
 from ferrum_ref.types.devices import Device
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 DeviceArray = Any  # numba's DeviceNDArray, or a numpy array under the simulator
 Grid = int | tuple[int, int, int]
 FEW_BLOCKS = 128
+LEAST_CAPABILITY = (8, 0)  # copies into shared memory that go on beside, conversion to bf16
 SCALARS = {"int64": int, "float32": np.float32, "float64": np.float64}
 
 
@@ -56,6 +58,14 @@ class Machine(ABC):
     def synchronize(self) -> None:
         """Return when all that is queued is done."""
 
+    @abstractmethod
+    def mark(self) -> Callable[[], None]:
+        """A function that returns when all that is queued by now is done; any thread may call it."""
+
+    @abstractmethod
+    def is_aligned(self, array: DeviceArray) -> bool:
+        """Whether it starts at a multiple of 16 bytes. Pure."""
+
     def used_bytes(self) -> int | None:
         """Memory in use on the device; None if it does not tell."""
         return None
@@ -76,12 +86,12 @@ class SimulatedMachine(Machine):
     def __init__(self, schedule: Schedule | None = None) -> None:
         """Blocks and threads forwards where no schedule is given. The simulator needs greenlet; a GPU does not."""
         from ferrum_numba.simulator import Schedule, Simulator
-        from ferrum_numba.simulator.memory import poison
+        from ferrum_numba.simulator.memory import place_in_memory, poison
 
         self.device = Device.CPU
         self.description = "simulator"
         self.simulator = Simulator(schedule or Schedule.FORWARDS)
-        self._unwritten = poison
+        self._unwritten, self._place_of = poison, place_in_memory
 
     def empty(self, count: int, element: np.dtype[Any]) -> DeviceArray:
         return self._unwritten(max(count, 1), element)
@@ -98,6 +108,12 @@ class SimulatedMachine(Machine):
 
     def synchronize(self) -> None:
         """Nothing is ever queued."""
+
+    def mark(self) -> Callable[[], None]:
+        return self.synchronize
+
+    def is_aligned(self, array: DeviceArray) -> bool:
+        return self._place_of(array) % VECTOR_BYTES == 0
 
 
 class NvidiaMachine(Machine):
@@ -154,6 +170,16 @@ class NvidiaMachine(Machine):
         with self._gpu:
             self._stream.synchronize()
 
+    def mark(self) -> Callable[[], None]:
+        """An event on the stream."""
+        with self._gpu:
+            event = cuda.event(timing=False)
+            event.record(self._stream)
+        return partial(self._await, event)
+
+    def is_aligned(self, array: DeviceArray) -> bool:
+        return int(array.device_ctypes_pointer.value) % VECTOR_BYTES == 0
+
     def used_bytes(self) -> int | None:
         with self._gpu:
             free, total = cuda.current_context().get_memory_info()
@@ -173,6 +199,10 @@ class NvidiaMachine(Machine):
         except UnsupportedError:
             return run
         return lambda: self._replay(graph)
+
+    def _await(self, event: Any) -> None:
+        with self._gpu:
+            event.synchronize()
 
     def _replay(self, graph: StreamGraph) -> None:
         with self._gpu:
@@ -215,6 +245,9 @@ def why_unusable(device: Device) -> str:
     count = len(cuda.gpus)
     if device.ordinal is None or device.ordinal >= count:
         return f"expected cuda:0 to cuda:{count - 1}; correct the index"
+    major, minor = cuda.gpus[device.ordinal].compute_capability
+    if (major, minor) < LEAST_CAPABILITY:
+        return f"of compute capability {major}.{minor}, expected at least 8.0; take a newer GPU, or 'simulator'"
     return ""
 
 
@@ -227,7 +260,9 @@ def _has_gpu() -> bool:
 
 def usable_devices() -> list[Device]:
     """Every GPU that numba-cuda can use here. Pure."""
-    return [Device.CUDA(index) for index in range(len(cuda.gpus))] if cuda.is_available() else []
+    if not cuda.is_available():
+        return []
+    return [gpu for gpu in map(Device.CUDA, range(len(cuda.gpus))) if not why_unusable(gpu)]
 
 
 def as_declared(kernel: Kernel, arguments: Sequence[Any]) -> list[Any]:

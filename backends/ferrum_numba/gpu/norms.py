@@ -23,9 +23,10 @@ def rms_norm(x: NumbaTensor, weight: NumbaTensor, eps: float, operation: str = "
     weight = fitting(operation, x, weight)
     result = NumbaTensor.empty(x.runtime, x.shape(), x.dtype())
     if x.numel():
+        num_rows = x.numel() // num_columns
         types = (storage_of(x.dtype(), operation), storage_of(weight.dtype(), operation))
-        arguments = (x.flat(), weight.flat(), result.array, num_columns, np.float32(eps))
-        x.runtime.launch(norm.rms_norm, types, x.numel() // num_columns, whole_warps(num_columns), *arguments)
+        arguments = (x.flat(), weight.flat(), result.array, num_rows, num_columns, np.float32(eps))
+        x.runtime.launch(norm.rms_norm, types, *norm.blocks_for(num_rows, num_columns), *arguments)
     return result
 
 
@@ -42,9 +43,19 @@ def rms_norm_residual(
         raise BackendError(f"{operation}: input {x.dtype()} and residual {residual.dtype()}, expected one element type")
     normed, total = (NumbaTensor.empty(x.runtime, x.shape(), x.dtype()) for _ in range(2))
     if x.numel():
+        num_rows = x.numel() // num_columns
         types = (storage_of(x.dtype(), operation), storage_of(weight.dtype(), operation))
-        arguments = (x.flat(), residual.flat(), weight.flat(), normed.array, total.array, num_columns, np.float32(eps))
-        x.runtime.launch(norm.rms_norm_residual, types, x.numel() // num_columns, whole_warps(num_columns), *arguments)
+        arguments = (
+            x.flat(),
+            residual.flat(),
+            weight.flat(),
+            normed.array,
+            total.array,
+            num_rows,
+            num_columns,
+            np.float32(eps),
+        )
+        x.runtime.launch(norm.rms_norm_residual, types, *norm.blocks_for(num_rows, num_columns), *arguments)
     return normed, total
 
 
@@ -59,10 +70,20 @@ def layer_norm(x: NumbaTensor, weight: NumbaTensor, bias: NumbaTensor | None, ep
             weight, bias = cast_float(weight, DataType.FP32), cast_float(bias, DataType.FP32)
     result = NumbaTensor.empty(x.runtime, x.shape(), x.dtype())
     if x.numel():
+        num_rows = x.numel() // num_columns
         types = (storage_of(x.dtype(), operation), storage_of(weight.dtype(), operation))
         added = weight.flat() if bias is None else bias.flat()
-        arguments = (x.flat(), weight.flat(), added, result.array, num_columns, np.float32(eps), int(bias is not None))
-        x.runtime.launch(norm.layer_norm, types, x.numel() // num_columns, whole_warps(num_columns), *arguments)
+        arguments = (
+            x.flat(),
+            weight.flat(),
+            added,
+            result.array,
+            num_rows,
+            num_columns,
+            np.float32(eps),
+            int(bias is not None),
+        )
+        x.runtime.launch(norm.layer_norm, types, *norm.blocks_for(num_rows, num_columns), *arguments)
     return result
 
 

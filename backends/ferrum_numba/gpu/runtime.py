@@ -77,13 +77,23 @@ class Runtime:
         flat = np.ascontiguousarray(values, dtype=np.int64).reshape(-1)
         return self.machine.upload(flat if flat.size else np.zeros(1, np.int64))
 
+    def shape_on_device(self, sizes: Sequence[int]) -> DeviceArray:
+        """Sizes or strides, and a 1 more: never empty."""
+        return self.integers(np.array([*sizes, 1]))
+
     def gathered(
-        self, array: DeviceArray, shape: Sequence[int], strides: Sequence[int], offset: int, element: np.dtype[Any]
+        self,
+        array: DeviceArray,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        offset: int,
+        element: np.dtype[Any],
+        target: DeviceArray | None = None,
     ) -> DeviceArray:
-        """A fresh flat array of a view's elements in row-major order."""
+        """A view's elements in row-major order in `target`, or in a fresh flat array."""
         count, bits = math.prod(shape), BITS[element.itemsize]
-        target = self.machine.empty(count, element)
-        sizes, steps = (self.integers(np.array([*values, 1])) for values in (shape, strides))
+        target = self.machine.empty(count, element) if target is None else target
+        sizes, steps = self.shape_on_device(shape), self.shape_on_device(strides)
         arguments = (array.view(bits), target.view(bits), sizes, steps, len(shape), offset, count)
         self.launch_each(gather_strided, (bits,), count, *arguments)
         return target

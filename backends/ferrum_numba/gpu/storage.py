@@ -49,7 +49,7 @@ def load_bfloat16(array: Any, index: int) -> Any:
 def store_bfloat16(array: Any, index: int, value: Any) -> None:
     bits = libdevice.float_as_int(value)
     if value != value:
-        array[index] = np.uint16((bits >> 16 | 64) & 0xFFFF)  # a quiet NaN of the same sign
+        array[index] = np.uint16(0x7FFF)  # the NaN that a GPU's own conversion gives
     else:
         array[index] = np.uint16((bits + 0x7FFF + (bits >> 16 & 1)) >> 16 & 0xFFFF)
 

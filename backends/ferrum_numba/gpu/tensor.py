@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferrum_numba.gpu import storage
+from ferrum_numba.gpu.kernels.copy import fill
 from ferrum_numba.gpu.machine import DeviceArray
 from ferrum_numba.gpu.runtime import Runtime
 from ferrum_ref.errors import DeviceError, InvalidParameterError, ShapeError, UnsupportedError
@@ -50,6 +51,14 @@ class NumbaTensor(TensorLike):
     def empty(cls, runtime: Runtime, shape: Shape, data_type: DataType) -> NumbaTensor:
         """A tensor that an operation is about to fill."""
         return cls(runtime, runtime.machine.empty(math.prod(shape), storage.carrier(data_type)), data_type, shape)
+
+    @classmethod
+    def zeros(cls, runtime: Runtime, shape: Shape, data_type: DataType) -> NumbaTensor:
+        """Zeros (False) of any element type."""
+        result = cls.empty(runtime, shape, data_type)
+        bits = storage.BITS[storage.carrier(data_type).itemsize]
+        runtime.launch_each(fill, (bits,), result.numel(), result.array.view(bits), 0, result.numel())
+        return result
 
     def shape(self) -> Shape:
         return self._shape

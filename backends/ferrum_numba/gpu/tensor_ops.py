@@ -6,40 +6,26 @@ Clauses: BK-NCUDA-8..14 (specs/backend_numba_cuda.md), TN-OPS-* (specs/tensor.md
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Sequence
 
 from ferrum_numba.gpu import elementwise, linear, norms
-from ferrum_numba.gpu.batch import NumbaBatchOps
 from ferrum_numba.gpu.kernels.copy import copy_runs
 from ferrum_numba.gpu.operands import beside, take
 from ferrum_numba.gpu.runtime import Runtime
 from ferrum_numba.gpu.storage import BITS, carrier, common_type
 from ferrum_numba.gpu.tensor import NumbaTensor
 from ferrum_ref.errors import BackendError, ShapeError
-from ferrum_ref.interfaces.tensor import AsyncTensorOps, TensorRef
+from ferrum_ref.interfaces.tensor import TensorOps, TensorRef
 
 
-class NumbaTensorOps(NumbaBatchOps, AsyncTensorOps):
+class NumbaTensorOps(TensorOps):
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
 
     def matmul(self, a: TensorRef, b: TensorRef) -> NumbaTensor:
         """`a @ b`, leading axes broadcast, ranks at least 2."""
         return linear.matmul(*self._pair("matmul", a, b))
-
-    async def matmul_async(self, a: TensorRef, b: TensorRef) -> NumbaTensor:
-        """As `matmul`, queued on the backend's stream when it is awaited."""
-        return self.matmul(a, b)
-
-    async def softmax_async(self, tensor: TensorRef, dim: int) -> NumbaTensor:
-        """As `softmax`, queued on the backend's stream when it is awaited."""
-        return self.softmax(tensor, dim)
-
-    async def synchronize(self) -> None:
-        """Return when everything that is queued is done."""
-        await asyncio.to_thread(self._runtime.machine.synchronize)
 
     def add(self, a: TensorRef, b: TensorRef) -> NumbaTensor:
         """`a + b`, broadcast (D-51)."""

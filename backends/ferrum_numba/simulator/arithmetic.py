@@ -89,5 +89,9 @@ class SimulatedLibdevice:
     def rsqrtf(self, x: Any) -> Any:
         return _rounded(lambda value: math.inf if value == 0.0 else 1.0 / math.sqrt(value), np.float32(x))
 
+    def fast_fdividef(self, x: Any, y: Any) -> Any:
+        """Rounded correctly here; a GPU's may err by two units."""
+        return np.float32(np.float32(x) / np.float32(y))
+
     def __getattr__(self, name: str) -> Any:
         raise UnsupportedError(f"simulator: libdevice.{name}: has no stand-in; add it to {__name__}")

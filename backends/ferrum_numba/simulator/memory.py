@@ -9,7 +9,7 @@ shows it as a read after the write.   Clauses: BK-CUDASIM-5..8 (specs/backend_nu
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,16 @@ class CheckedArray:
 
     __slots__ = (
         *("_atomics", "_clock", "_data", "_name", "_other_readers", "_readers", "_starts_written", "_writers"),
-        *("shape", "size"),
+        *("address", "shape", "size"),
     )
 
-    def __init__(self, data: NDArray[Any], name: str, clock: Clock, starts_written: bool) -> None:
+    def __init__(
+        self, data: NDArray[Any], name: str, clock: Clock, starts_written: bool, address: int | None = None
+    ) -> None:
+        """`address`: where the array starts in bytes, as far as its alignment goes; by default its place in the memory
+        that it is a view of, which starts aligned."""
         self._data = data.reshape(-1)
+        self.address = place_in_memory(data) if address is None else address
         self._name, self._clock, self._starts_written = name, clock, starts_written
         self._writers: dict[int, Moment] = {}  # the last write of each element, and the last atomic one
         self._atomics: dict[int, Moment] = {}
@@ -68,6 +73,30 @@ class CheckedArray:
         self._check_readers(place, now)
         self._writers[place] = now
         self._data[place] = value
+
+    def pack(self, index: Any, count: int, alignment: int) -> tuple[Any, ...]:
+        """`count` neighbours from `index` on in one access; the first lies on a multiple of `alignment` bytes.
+
+        [BK-CUDASIM-11]
+        """
+        first = self._aligned(index, alignment)
+        return tuple(self[first + offset] for offset in range(count))
+
+    def store_pack(self, index: Any, values: Sequence[Any], alignment: int) -> None:
+        """The same, written."""
+        first = self._aligned(index, alignment)
+        for offset, value in enumerate(values):
+            self[first + offset] = value
+
+    def _aligned(self, index: Any, alignment: int) -> int:
+        first = operator.index(index)
+        address = self.address + first * self._data.dtype.itemsize
+        if address % alignment:
+            raise BackendError(
+                f"{self._clock.moment.place}: {self._name}[{first}] lies {address % alignment} bytes beyond a multiple "
+                f"of {alignment}, expected an aligned address; ask before with is_aligned"
+            )
+        return first
 
     def update(self, index: Any, function: Callable[[Any], Any]) -> Any:
         """The element before it is atomically replaced by `function` of it."""
@@ -127,6 +156,48 @@ class CheckedArray:
     def _fault(self, now: Moment, place: int, what: str, remedy: str) -> BackendError:
         where = ", ".join(str(int(one)) for one in np.unravel_index(place, self.shape))
         return BackendError(f"{now.place}: {self._name}[{where}] {what}; {remedy}")
+
+
+class LocalArray(CheckedArray):
+    """An array of one thread: nobody races for it, so that only bounds and what was written are looked after."""
+
+    __slots__ = ("_is_written",)
+
+    def __init__(self, data: NDArray[Any], name: str, clock: Clock) -> None:
+        super().__init__(data, name, clock, starts_written=False, address=0)
+        self._is_written = np.zeros(data.size, np.bool_)
+
+    def __getitem__(self, index: Any) -> Any:
+        place = self._place(index)
+        if not self._is_written[place]:
+            self._check_written(place, self._clock.moment)
+        return self._data[place]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        place = self._place(index)
+        self._is_written[place] = True
+        self._data[place] = value
+
+    def pack(self, index: Any, count: int, alignment: int) -> tuple[Any, ...]:
+        if index + count > self.size or not self._is_written[index : index + count].all():
+            return super().pack(index, count, alignment)
+        self._aligned(index, alignment)
+        return tuple(self._data[index : index + count])
+
+    def store_pack(self, index: Any, values: Sequence[Any], alignment: int) -> None:
+        if index + len(values) > self.size:
+            super().store_pack(index, values, alignment)
+        self._aligned(index, alignment)
+        self._is_written[index : index + len(values)] = True
+        self._data[index : index + len(values)] = values
+
+
+def place_in_memory(data: NDArray[Any]) -> int:
+    """Bytes between the start of the array that owns the memory and the start of this view of it. Pure."""
+    owner = data
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    return int(data.__array_interface__["data"][0]) - int(owner.__array_interface__["data"][0])
 
 
 def poison(shape: Any, dtype: Any) -> NDArray[Any]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from ferrum_numba.simulator.atomics import SimulatedAtomic
 from ferrum_numba.simulator.block import Block, Request
-from ferrum_numba.simulator.memory import CheckedArray, poison
+from ferrum_numba.simulator.memory import CheckedArray, LocalArray, poison
 from ferrum_numba.simulator.moment import Dim3, Moment
 from ferrum_numba.simulator.warp import LANES
 from ferrum_ref.errors import BackendError, InvalidParameterError, UnsupportedError
@@ -155,8 +155,11 @@ class SimulatedCuda:
             site += id(frame.f_code), frame.f_lasti
         return Request(operation, tuple(site), file, line, mask, operands)
 
-    def _shared_array(self, shape: Any, dtype: Any) -> CheckedArray:
-        """One array for the block and place of call; shape 0 is the dynamic memory of the launch.  [BK-CUDASIM-5]"""
+    def _shared_array(self, shape: Any, dtype: Any, alignment: int | None = None) -> CheckedArray:
+        """One array for the block and place of call; shape 0 is the dynamic memory of the launch.  [BK-CUDASIM-5]
+
+        It lies on no better address than asked for.  [BK-CUDASIM-11]
+        """
         frame = sys._getframe(1)
         element = np.dtype(dtype)
         dynamic = shape == 0
@@ -164,7 +167,9 @@ class SimulatedCuda:
         if key not in self._shared_arrays:
             size = self._shared_bytes // element.itemsize if dynamic else shape
             name = f"shared {element} array ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
-            self._shared_arrays[key] = CheckedArray(poison(size, element), name, self, starts_written=False)
+            self._shared_arrays[key] = CheckedArray(
+                poison(size, element), name, self, starts_written=False, address=alignment or element.itemsize
+            )
         found = self._shared_arrays[key]
         if found.dtype != element:
             raise UnsupportedError(
@@ -176,4 +181,4 @@ class SimulatedCuda:
     def _local_array(self, shape: Any, dtype: Any) -> CheckedArray:
         frame = sys._getframe(1)
         name = f"local {np.dtype(dtype)} array ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
-        return CheckedArray(poison(shape, dtype), name, self, starts_written=False)
+        return LocalArray(poison(shape, dtype), name, self)

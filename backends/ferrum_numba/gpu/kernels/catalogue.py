@@ -11,6 +11,7 @@ from typing import Any
 from ferrum_numba.gpu.kernel import Kernel
 from ferrum_numba.gpu.kernels import (
     argmax,
+    attend_one,
     attention,
     copy,
     decode,
@@ -18,6 +19,7 @@ from ferrum_numba.gpu.kernels import (
     gemm,
     gemv,
     norm,
+    packed_gemv,
     rope,
     sampling,
     softmax,
@@ -34,7 +36,7 @@ OF_TWO: tuple[Maker, ...] = (
     *(norm.rms_norm, norm.rms_norm_residual, norm.layer_norm),
     *(rope.rotary_embedding, decode.turn_and_store),
 )
-OF_BITS: tuple[Maker, ...] = (copy.gather_strided, copy.copy_runs, copy.copy_rows, copy.fill)
+OF_BITS: tuple[Maker, ...] = (copy.gather_strided, copy.scatter_strided, copy.copy_runs, copy.copy_rows, copy.fill)
 
 
 def kernels() -> Iterator[Made]:
@@ -43,24 +45,23 @@ def kernels() -> Iterator[Made]:
     for x in STORAGES.values():
         for make in OF_ONE:
             yield _made(make, x)
+        for share in attend_one.shares_of(x):
+            yield _made(attend_one.attend_one, x, share)
         for name in elementwise.UNARY:
             for y in STORAGES.values() if name == "cast" else (x,):
                 yield _made(elementwise.unary, name, x, y)
         for w in {x.data_type: x, FP32.data_type: FP32}.values():
             for make in OF_TWO:
                 yield _made(make, x, w)
-            yield from _products(x, weights.DENSE[w])
-        yield from _products(x, weights.Q4_0)
-        yield from _products(x, weights.Q8_0)
+            yield _made(gemv.gemv, x, w)
+            yield _made(gemm.gemm, x, weights.DENSE[w])
+        for packed in (weights.Q4_0, weights.Q8_0):
+            yield _made(packed_gemv.packed_gemv, x, packed)
+            yield _made(gemm.gemm, x, packed)
         yield from _binaries(x)
     for bits in BITS.values():
         for make in OF_BITS:
             yield _made(make, bits)
-
-
-def _products(x: Storage, w: weights.Weights) -> Iterator[Made]:
-    yield _made(gemv.gemv, x, w)
-    yield _made(gemm.gemm, x, w)
 
 
 def _binaries(a: Storage) -> Iterator[Made]:

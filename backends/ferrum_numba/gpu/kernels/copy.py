@@ -32,6 +32,22 @@ def gather_strided(bits: np.dtype[Any]) -> Kernel:
     return gather_strided
 
 
+def scatter_strided(bits: np.dtype[Any]) -> Kernel:
+    """Where gather_strided reads, it writes: target[sum of index * stride] = the elements of source, row-major."""
+
+    @kernel(_flat(bits), _flat(bits), INTEGERS, INTEGERS, INTEGER, INTEGER)
+    def scatter_strided(source: Any, target: Any, shape: Any, strides: Any, rank: int, count: int) -> None:
+        index = cuda.grid(1)
+        if index < count:
+            rest, place = index, 0
+            for axis in range(rank - 1, -1, -1):
+                place += rest % shape[axis] * strides[axis]
+                rest //= shape[axis]
+            target[place] = source[index]
+
+    return scatter_strided
+
+
 def copy_runs(bits: np.dtype[Any]) -> Kernel:
     """Runs of `length` elements, one after the other in source, go to target `stride` apart from `start` on."""
 

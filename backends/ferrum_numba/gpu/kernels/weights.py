@@ -46,12 +46,14 @@ def q8_weight(words: Any, scales: Any, row: int, column: int, num_columns: int) 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A weight format: numba's names of its two arrays, and `weight(words, scales, row, column, num_columns)`."""
+    """A weight format: numba's names of its two arrays, `weight(words, scales, row, column, num_columns)`, and the
+    element type of dense weights."""
 
     name: str
     words: str
     scales: str
     weight: Callable[..., Any]
+    storage: Storage | None = None
 
 
 def dense(storage: Storage) -> Weights:
@@ -62,7 +64,7 @@ def dense(storage: Storage) -> Weights:
     def weight(words: Any, scales: Any, row: int, column: int, num_columns: int) -> Any:
         return load(words, row * num_columns + column)
 
-    return Weights(str(storage.data_type), storage.array, storage.array, weight)
+    return Weights(str(storage.data_type), storage.array, storage.array, weight, storage)
 
 
 DENSE: Mapping[Storage, Weights] = MappingProxyType({storage: dense(storage) for storage in STORAGES.values()})

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from ferrum_numba.gpu import make_backend
 from ferrum_numba.gpu.kernel import kernel
-from ferrum_numba.gpu.machine import SimulatedMachine, as_declared, why_unusable
+from ferrum_numba.gpu.machine import SimulatedMachine, as_declared, usable_devices, why_unusable
 
 from ferrum_ref.errors import BackendError, DeviceError, InternalError, InvalidParameterError, UnsupportedError
 from ferrum_ref.types.devices import DataType, Device
@@ -60,9 +61,12 @@ def test_an_index_beyond_the_last_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -
     from numba import cuda
 
     monkeypatch.setattr(cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda, "gpus", [object(), object()])
+    old, new = SimpleNamespace(compute_capability=(7, 5)), SimpleNamespace(compute_capability=(8, 0))
+    monkeypatch.setattr(cuda, "gpus", [old, new])
     assert why_unusable(Device.CUDA(2)) == "expected cuda:0 to cuda:1; correct the index"
     assert why_unusable(Device.CUDA(1)) == ""
+    assert why_unusable(Device.CUDA(0)).startswith("of compute capability 7.5, expected at least 8.0")
+    assert usable_devices() == [Device.CUDA(1)]
 
 
 @pytest.mark.clause("BK-NCUDA-2")
@@ -149,6 +153,7 @@ def test_a_launch_that_breaks_the_signature_is_refused() -> None:
 @pytest.mark.clause("BK-NCUDA-19")
 def test_algorithms_are_declared(kernels: Any) -> None:
     assert kernels.declared_algorithm("rms_norm").accumulate == "fp32"
-    assert kernels.declared_algorithm("attention").key_block == 16
+    assert kernels.declared_algorithm("attention").key_block == 2
+    assert kernels.declared_algorithm("silu_mul").div_ulp == 2.0
     assert kernels.declared_algorithm("sample_token").accumulate == "fp64"
     assert not kernels.declared_algorithm("linear").truncates

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from typing import Any
 
@@ -201,39 +200,3 @@ def test_matmul_broadcasts_batches_and_multiplies_as_it_stands(ops: Any, kernels
     w = [[1.0, 2.0], [3.0, 4.0]]
     assert kernels.linear_ops().linear(tensor([1.0, 0.0]), tensor(w)).to_numpy().tolist() == [1.0, 3.0]
     assert ops.matmul(tensor([[1.0, 0.0]]), tensor(w)).to_numpy().tolist() == [[1.0, 2.0]]
-
-
-@pytest.mark.clause("BK-NCUDA-20")
-def test_lists_of_tensors_and_awaited_operations(ops: Any, tensor: Any) -> None:
-    a, b = np.arange(6.0).reshape(2, 3), np.arange(6.0, 12.0).reshape(2, 3)
-    stacked = ops.stack([tensor(a), tensor(b, BF16)], 1)
-    assert stacked.dtype() is DataType.FP32
-    assert stacked.to_numpy().tolist() == np.stack([a, b], 1).tolist()
-    assert [one.to_numpy().tolist() for one in ops.unstack(stacked, 2)] == np.stack([a, b], 1).transpose(
-        2, 0, 1
-    ).tolist()
-    (grown,) = ops.pad_batch([tensor(a)], (3, 5))
-    assert grown.to_numpy().tolist() == np.pad(a, ((0, 1), (0, 2))).tolist()
-    products = ops.batch_matmul([tensor(a), tensor(b)], [tensor(b.T), tensor(a.T)])
-    assert [one.to_numpy().tolist() for one in products] == [(a @ b.T).tolist(), (b @ a.T).tolist()]
-
-    async def awaited() -> Any:
-        product = await ops.matmul_async(tensor(a), tensor(b.T))
-        weights = await ops.softmax_async(tensor([[0.0, 0.0]]), -1)
-        await ops.synchronize()
-        return product, weights
-
-    product, weights = asyncio.run(awaited())
-    assert product.to_numpy().tolist() == (a @ b.T).tolist()
-    assert weights.to_numpy().tolist() == [[0.5, 0.5]]
-    with pytest.raises(InvalidParameterError, match="expected as many"):
-        ops.batch_matmul([tensor(a)], [])
-    with pytest.raises(BackendError, match="batch_matmul: pair 0: "):
-        ops.batch_matmul([tensor(a)], [tensor(a)])
-    for call in (
-        lambda: ops.stack([tensor(a), tensor(b.T)], 0),
-        lambda: ops.unstack(tensor(a), 2),
-        lambda: ops.pad_batch([tensor(a)], (2, 2)),
-    ):
-        with pytest.raises(ShapeError, match="expected"):
-            call()
