@@ -1,16 +1,18 @@
 """Runs the cases in a process of their own: a kernel that hangs, crashes or exits costs its case, not the run.
 
-Clauses: PA-ISOLATED-1..4 (specs/judging.md).
+Clauses: PA-ISOLATED-1..5 (specs/judging.md).
 """
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import re
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
@@ -25,12 +27,18 @@ from ferrum_ref.parity.units import Storage, storage_named
 TIME_LIMIT_S: Final = 60.0
 OPENING_LIMIT_FACTOR: Final = 5.0  # a backend may compile its kernels when it is opened
 LOST_CASES_PER_CELL: Final = 2  # a cell that hangs so often is not asked again
+DEVICE_LOST: Final = re.compile(  # what CUDA says when a process can do nothing more on its device
+    r"illegal.?(address|memory.access|instruction)|misaligned.?address|launch.?(fail|timeout)|launch timed out|"
+    r"device.side.assert|cudaErrorAssert|CUDA_ERROR_ASSERT|hardware.?stack.?error|invalid.?(address.?space|pc)|"
+    r"context is destroyed",
+    re.IGNORECASE,
+)
 OpenSubject = Callable[[str, str], Any]
 Item = tuple[Operation, Storage, int, int]
 
 
 class Isolated:
-    """A subject in another process, started when it is entered and anew after each loss.  [PA-ISOLATED-1..4]"""
+    """A subject in another process, started when it is entered and anew after each loss.  [PA-ISOLATED-1..5]"""
 
     def __init__(self, name: str, device: str, open_subject: OpenSubject, time_limit_s: float = TIME_LIMIT_S) -> None:
         """open_subject(name, device) is imported in the other process by its own module and name.
@@ -53,9 +61,10 @@ class Isolated:
     def run(
         self, selection: Selection, budget_s: float | None = None, clock: Callable[[], float] = time.monotonic
     ) -> Iterator[CaseResult]:
-        """Every selected case in order, judged in the other process.  [PA-ISOLATED-1..4]
+        """Every selected case in order, judged in the other process.  [PA-ISOLATED-1..5]
 
-        A case beyond the time limit, and one whose process dies, is a failure with that reason. Once `budget_s`
+        A case beyond the time limit, and one whose process dies, is a failure with that reason; after one that leaves
+        the device unusable a new process is started. Once `budget_s`
         seconds are over, the rest come out as skipped.
         """
         start, process = clock(), self._process
@@ -70,8 +79,13 @@ class Isolated:
             else:
                 found = process.judge(operation.name, storage.name, case_index, seed)
                 if isinstance(found, str):
+                    found = _told(process, item, FAILED, found)
                     self._lost[cell] += 1
-                yield _told(process, item, FAILED, found) if isinstance(found, str) else found
+                elif found.status == FAILED and DEVICE_LOST.search(found.message):
+                    process.stop()
+                    found = replace(found, message=f"{found.message}; the next case runs in a new process")
+                    self._lost[cell] += 1
+                yield found
 
 
 def _told(process: _Process, item: Item, status: str, message: str) -> CaseResult:

@@ -40,6 +40,18 @@ def raises(x: Any, weight: Any, eps: float) -> Any:
     raise ZeroDivisionError("a kernel's own mistake")
 
 
+class DeviceWithBadCode:
+    """Once a kernel has touched what is not its own, every later call of this process fails, as on a CUDA device."""
+
+    lost = False
+
+    def rms_norm(self, x: Any, weight: Any, eps: float) -> Any:
+        self.lost = self.lost or x.ndim == 3
+        if self.lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return rms_norm(x, weight, eps)
+
+
 def not_a_number(x: Any, weight: Any, eps: float) -> Any:
     return np.full_like(x, np.nan)
 
@@ -56,6 +68,7 @@ forgetful = {"rms_norm": mean_forgotten}
 hanging = {"rms_norm": hangs}
 crashing = {"rms_norm": crashes}
 raising = {"rms_norm": raises}
+spoiling = {"rms_norm": DeviceWithBadCode().rms_norm}
 nan = {"rms_norm": not_a_number}
 flat = {"rms_norm": wrong_shape}
 markup = {"rms_norm": lambda x, weight, eps: (_ for _ in ()).throw(RuntimeError("<script>alert(1)</script>"))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferrum_ref.errors import BackendError, InvalidParameterError, NotFoundError
-from ferrum_ref.judging.isolated import Isolated
+from ferrum_ref.judging.isolated import DEVICE_LOST, Isolated
 from ferrum_ref.judging.subject import open_subject
 from ferrum_ref.parity.runner import FAILED, PASSED, SKIPPED, CaseResult, Selection, run
 
@@ -43,6 +43,33 @@ def test_a_crash_and_an_exit_are_failures_of_their_cases() -> None:
     messages = [result.message for result in results if result.status == FAILED]
     assert "the process died (SIGSEGV)" in messages
     assert "the process ended with code 7" in messages
+
+
+@pytest.mark.clause("PA-ISOLATED-5")
+def test_a_case_that_loses_the_device_costs_no_other_case() -> None:
+    results = judged("spoiling")
+    failed = [result for result in results if result.status == FAILED]
+    assert [result.label for result in failed] == [r.label for r in judged("crashing") if "SIGSEGV" in r.message]
+    assert failed[0].message.endswith("illegal memory access was encountered; the next case runs in a new process")
+    assert sum(result.status == PASSED for result in results) == len(results) - len(failed)
+
+
+@pytest.mark.clause("PA-ISOLATED-5")
+@pytest.mark.parametrize(
+    "message",
+    [
+        "cudaErrorIllegalAddress: an illegal memory access was encountered",
+        "[700] Call to cuMemcpyDtoH results in CUDA_ERROR_ILLEGAL_ADDRESS",
+        "CUDA error: device-side assert triggered",
+        "CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure",
+        "CUDA_ERROR_MISALIGNED_ADDRESS",
+        "cudaErrorLaunchTimeout: the launch timed out and was terminated",
+    ],
+)
+def test_the_errors_that_lose_a_device(message: str) -> None:
+    assert DEVICE_LOST.search(f"raised RuntimeError: {message}")
+    assert not DEVICE_LOST.search("raised CudaAPIError: CUDA_ERROR_OUT_OF_MEMORY: out of memory")
+    assert not DEVICE_LOST.search("raised ShapeError: launch: got a shape (3, 0)")
 
 
 @pytest.mark.clause("PA-ISOLATED-4")
