@@ -156,6 +156,21 @@ def test_a_query_of_a_prompt_does_not_depend_on_the_others(data: st.DataObject) 
 
 
 @pytest.mark.clause("BK-NCPU-10")
+def test_parts_of_the_keys_begin_where_they_begin_for_all(kernels: Any, tensor: Any) -> None:
+    """A window that begins inside a part: sums are joined at positions 512, 1024, ... wherever a run of queries began."""
+    params = AttentionParams(
+        num_heads=1, num_kv_heads=1, head_dim=16, softmax_scale=0.25, causal=True, sliding_window=900
+    )
+    q, k, v = (RNG.normal(size=(1, length, 1, 16)) for length in (30, 1300, 1300))
+    attention = kernels.attention_ops().attention
+    whole = attention(tensor(q), tensor(k), tensor(v), params).to_numpy()
+    for start in (7, 19):
+        assert np.array_equal(
+            attention(tensor(q[:, start:]), tensor(k), tensor(v), params).to_numpy(), whole[:, start:]
+        )
+
+
+@pytest.mark.clause("BK-NCPU-10")
 @pytest.mark.parametrize("window", [0, 1, 30, 100, 600])
 def test_a_tile_stays_within_its_part_of_the_keys(window: int) -> None:
     """For rows of queries at every position near a part's ends: no key too few, none beyond the part."""
