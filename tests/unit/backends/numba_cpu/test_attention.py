@@ -157,7 +157,7 @@ def test_a_query_of_a_prompt_does_not_depend_on_the_others(data: st.DataObject) 
 
 @pytest.mark.clause("BK-NCPU-10")
 def test_parts_of_the_keys_begin_where_they_begin_for_all(kernels: Any, tensor: Any) -> None:
-    """A window that begins inside a part: sums are joined at positions 512, 1024, ... wherever a run of queries began."""
+    """A window that begins inside a part: sums are joined at 512, 1024, ... wherever a run of queries began."""
     params = AttentionParams(
         num_heads=1, num_kv_heads=1, head_dim=16, softmax_scale=0.25, causal=True, sliding_window=900
     )
