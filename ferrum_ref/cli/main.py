@@ -6,10 +6,22 @@ import sys
 from collections.abc import Sequence
 
 from ferrum_ref import __version__
-from ferrum_ref.cli import backends, embed, generate, inspect, parallel, parity, pull, speak, transcribe, verify
+from ferrum_ref.cli import (
+    backends,
+    embed,
+    generate,
+    inspect,
+    parallel,
+    parity,
+    pull,
+    speak,
+    transcribe,
+    vectors,
+    verify,
+)
 from ferrum_ref.program import OneLineParser, run_program
 
-SUBCOMMANDS = (pull, inspect, generate, parallel, embed, transcribe, speak, parity, verify, backends)
+SUBCOMMANDS = (pull, inspect, generate, parallel, embed, transcribe, speak, parity, vectors, verify, backends)
 
 
 def build_parser() -> OneLineParser:
