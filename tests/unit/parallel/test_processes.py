@@ -21,11 +21,12 @@ from ferrum_ref.parallel_run import Job, load_collectives, main, run_job, run_jo
 
 FOREVER = "import time; time.sleep(600)"
 GLOO_RANK = """
-import os, sys
+import os, signal, sys
 import numpy as np
 from ferrum_torch.collectives import make_collectives
 from ferrum_ref.errors import FerrumError
 rank, rendezvous, told = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run ends when the other dies: let this one write down
 with make_collectives(rank, 2, rendezvous, 60.0) as peers:
     total = peers.all_reduce_sum(np.ones(3, np.float32))
     if rank == 1:
