@@ -32,8 +32,8 @@ class Algorithm:
     partial_sums          "sequential": a sum of n terms is kept in this many running sums (vector lanes, unrolled
                           loops), none of more than ceil(n / partial_sums) terms, which are joined in any order
     truncates             sums are cut instead of rounded (some tensor cores): doubles the unit
-    inexact_products      products of stored values are rounded before they are added (no wide fused multiply-add): one
-                          more unit a term; 16-bit inputs in a float32 unit have exact products whatever is said here
+    inexact_products      products of stored values are rounded before they are added (no wide fused multiply-add). Told
+                          for completeness: no bound depends on it, since the first product of a sum is rounded anyway
     key_block             attention: keys are taken this many at a time with a running maximum (online, split-KV);
                           each block rescales what came before; None: the maximum is known before the first exponential
     rounds_probabilities  attention: probabilities are rounded to the storage type before they meet V
